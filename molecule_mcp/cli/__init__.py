@@ -1,0 +1,73 @@
+"""The commands of `molecule-mcp`, one file each; each imports its heavy part when it runs."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import click
+import typer
+
+from molecule_mcp.cli import _output, demo, platform
+from molecule_runtime import __version__
+from molecule_runtime.errors import MoleculeError, advice, outcome
+
+app = typer.Typer(
+    name="molecule-mcp",
+    help="Makes an AI agent on this machine a member of a Molecule canvas team. Without a command: serve.",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"molecule-mcp {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _main(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        raise typer.Exit(_serve(strict=False))
+
+
+@app.command("serve")
+def _serve_command(
+    strict: Annotated[bool, typer.Option("--strict", help="End with exit code 2 when a setting is wrong.")] = False,
+) -> None:
+    """Serve MCP on stdin and stdout: what a host spawns."""
+    raise typer.Exit(_serve(strict=strict))
+
+
+app.command("platform")(platform.platform)
+app.command("demo")(demo.demo)
+
+
+def _serve(*, strict: bool) -> int:
+    from molecule_mcp.serve import serve
+
+    return serve(strict=strict)
+
+
+def run() -> int:
+    """Run the command line and give its exit code; expected failures are two sentences on stderr."""
+    try:
+        result = app(standalone_mode=False)
+    except click.exceptions.Exit as leave:
+        return leave.exit_code
+    except click.ClickException as wrong:
+        wrong.show()
+        return wrong.exit_code
+    except click.Abort:
+        return 130
+    except MoleculeError as error:
+        _output.complain(str(advice(error)))
+        return outcome(error).exit_code
+    return result if isinstance(result, int) else 0

@@ -1,0 +1,100 @@
+"""`molecule-mcp platform`: the bundled reference platform, for one machine, a test or a first look."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from molecule_mcp.cli import _output
+from molecule_runtime.settings import environment
+
+if TYPE_CHECKING:
+    from molecule_runtime.reference_platform.attach import Attached
+    from molecule_runtime.reference_platform.config import PlatformConfig
+
+DEFAULT_DATABASE = Path("~/.molecule-workspace/platform/platform.sqlite3")
+
+
+def platform(
+    host: Annotated[str, typer.Option(help="Address to listen on; anything but loopback needs ADMIN_TOKEN.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(help="Port; 0 picks a free one.", min=0, max=65535)] = 8080,
+    db: Annotated[str, typer.Option(help="SQLite file or database URL.", metavar="PATH|URL", show_default=True)] = str(
+        DEFAULT_DATABASE
+    ),
+    workspace: Annotated[
+        str | None, typer.Option(help="Create or reuse a workspace of this name and print its settings.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line once it answers.")] = False,
+) -> None:
+    """Run the bundled reference platform."""
+    try:
+        from molecule_runtime.reference_platform.config import PlatformConfig
+    except ModuleNotFoundError as missing:
+        raise typer.Exit(_output.missing_extra("platform", missing.name)) from None
+    config = PlatformConfig.from_env(environment(), host=host, port=port, database=_database(db))
+    raise typer.Exit(_run(config, workspace, as_json=as_json))
+
+
+def _run(config: PlatformConfig, workspace: str | None, *, as_json: bool) -> int:
+    try:
+        from molecule_runtime.reference_platform.app import serve
+        from molecule_runtime.reference_platform.attach import attach
+        from molecule_runtime.reference_platform.refusals import Refusal
+        from molecule_runtime.reference_platform.store.engine import StoreError
+    except ModuleNotFoundError as missing:
+        return _output.missing_extra("platform", missing.name)
+
+    async def main() -> None:
+        attached = await attach(config, workspace) if workspace is not None else None
+        await serve(config, on_ready=lambda url: _announce(url, config, attached, as_json=as_json))
+
+    try:
+        asyncio.run(main())
+    except Refusal as refusal:
+        _output.complain(f"--workspace: {refusal.body()['error']}. Use at most 255 characters and none of {{}}[]|>*&!")
+        return 2
+    except StoreError as error:
+        cause = error.__cause__
+        reason = str(cause).splitlines()[0] if cause else str(error)
+        _output.complain(f"The database {config.database} cannot be used: {reason}. Check the path or URL of --db.")
+        return 5
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _announce(url: str, config: PlatformConfig, attached: Attached | None, *, as_json: bool) -> None:
+    if config.development:
+        _output.complain("Development mode: everyone on this machine may use the canvas and admin routes.")
+    settings = None
+    if attached is not None:
+        settings = {
+            "PLATFORM_URL": url,
+            "WORKSPACE_ID": attached.workspace_id,
+            "MOLECULE_WORKSPACE_TOKEN": attached.auth_token,
+        }
+    if as_json:
+        _output.json_line({"url": url} | ({"workspace": settings} if settings else {}))
+        return
+    _output.line(f"The platform answers at {url} (stop it with Ctrl-C).")
+    if settings is not None and attached is not None:
+        _output.line(
+            f"Workspace {attached.name!r} is {'new' if attached.created else 'reused'}; for the host's env block:"
+        )
+        for name, value in settings.items():
+            _output.line(f"  {name}={value}")
+
+
+def _database(given: str) -> str:
+    """A URL as it is; a path with its directory made, so that the first start needs no preparation."""
+    if "://" in given:
+        return given
+    path = Path(given).expanduser().absolute()
+    if path == DEFAULT_DATABASE.expanduser():
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return str(path)

@@ -1,0 +1,234 @@
+"""The pipe to the host: lines in, lines out, and every way it can end. Standard library only.
+
+Private duplicates of stdin and stdout carry the protocol; descriptor 0 then reads nothing and descriptor 1 is stderr,
+so that a stray print or a child process cannot tear a line. One daemon thread reads, one writes, one watches for what
+neither would notice: a parent that died while somebody else keeps the pipe open, a host that closed its end of stdout.
+
+Reading begins before the MCP SDK is imported (over a second of CPU), so that a host that only looks (its list and
+health-check commands) is not kept waiting: until `serve_from` is called, the end of the pipe or a signal ends the
+process at once. Nothing is lost by that: every file of ours survives a kill.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import signal
+import sys
+import threading
+from collections import deque
+from enum import Enum
+from types import FrameType
+from typing import Self
+
+READ_BYTES = 65_536
+MAX_LINE_BYTES = 64 * 1024 * 1024
+"""Longer lines are refused and skipped; no message of MCP comes near."""
+MAX_UNREAD_BYTES = 32 * 1024 * 1024
+"""How far reading runs ahead of the server before the host has to wait."""
+MAX_UNSENT_BYTES = 8 * 1024 * 1024
+"""How much may wait for a host that does not read; then answers wait too, and notifications are dropped."""
+WATCH_EVERY_S = 0.25
+
+
+class End(Enum):
+    """Why serving ends, with the exit code that follows (agent-side 2)."""
+
+    EOF = 0
+    PARENT_GONE = -1
+    STDOUT_CLOSED = -2
+    SIGTERM = 143
+    SIGINT = 130
+
+    @property
+    def exit_code(self) -> int:
+        return max(0, self.value)
+
+
+class Overlong:
+    """Stands in the place of a line that was longer than `MAX_LINE_BYTES`."""
+
+
+class Pipe:
+    """A line-based duplex over two descriptors. Threads feed it; one event loop drains it."""
+
+    def __init__(self, fd_in: int, fd_out: int) -> None:
+        self._fd_in = fd_in
+        self._fd_out = fd_out
+        self._lock = threading.Lock()
+        self._room = threading.Condition(self._lock)
+        self._work = threading.Condition(self._lock)
+        self._unread: deque[bytes | Overlong] = deque()
+        self._unread_bytes = 0
+        self._unsent: deque[bytes] = deque()
+        self._unsent_bytes = 0
+        self._broken = False
+        self._end: End | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._wake = asyncio.Event()
+        self._parent = os.getppid()
+
+    @classmethod
+    def claim_stdio(cls) -> Self:
+        """Take stdin and stdout for the protocol, and point the standard descriptors away from it."""
+        fd_in, fd_out = os.dup(0), os.dup(1)
+        null = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(null, 0)
+        os.close(null)
+        os.dup2(2, 1)
+        sys.stdout.flush()
+        return cls(fd_in, fd_out)
+
+    def start(self) -> None:
+        """Start the threads; from now on the end of the pipe is noticed."""
+        for name, work in (("read", self._read), ("write", self._write), ("watch", self._watch)):
+            threading.Thread(target=work, name=f"molecule-pipe-{name}", daemon=True).start()
+
+    def exit_on_early_signals(self) -> None:
+        """Until `serve_from`, a signal ends the process with its code at once. Call in the main thread."""
+
+        def leave(number: int, _frame: FrameType | None) -> None:
+            os._exit(End[signal.Signals(number).name].exit_code)
+
+        signal.signal(signal.SIGTERM, leave)
+        signal.signal(signal.SIGINT, leave)
+
+    def serve_from(self, loop: asyncio.AbstractEventLoop) -> None:
+        """From here on `read_line`, `write` and `ended` are used in `loop`, and ends are reported, not acted on."""
+        with self._lock:
+            self._loop = loop
+
+    async def read_line(self) -> bytes | Overlong | None:
+        """The next line without its newline; None when the pipe has ended (at EOF only when nothing is left)."""
+        while True:
+            with self._lock:
+                if self._end not in {None, End.EOF}:
+                    return None
+                if self._unread:
+                    line = self._unread.popleft()
+                    self._unread_bytes -= 0 if isinstance(line, Overlong) else len(line)
+                    self._room.notify_all()
+                    return line
+                if self._end is not None:
+                    return None
+                self._wake.clear()
+            await self._wake.wait()
+
+    async def write(self, line: bytes, *, droppable: bool = False) -> bool:
+        """Queue a line (its newline is added); waits while the host does not read. False when it was dropped."""
+        while True:
+            with self._lock:
+                if self._broken:
+                    return False
+                if self._unsent_bytes < MAX_UNSENT_BYTES:
+                    self._unsent.append(line)
+                    self._unsent_bytes += len(line)
+                    self._work.notify()
+                    return True
+                if droppable:
+                    return False
+            await asyncio.sleep(0.02)
+
+    async def flush(self, timeout_s: float) -> bool:
+        """Wait until everything queued is written; False when the host did not read it in time."""
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        while True:
+            with self._lock:
+                if not self._unsent_bytes or self._broken:
+                    return not self._broken
+            if asyncio.get_running_loop().time() >= deadline:
+                return False
+            await asyncio.sleep(0.005)
+
+    def end(self, reason: End) -> None:
+        """Stop reading for `reason`; the first reason stays. Callable from any thread."""
+        with self._lock:
+            if self._end is None:
+                self._end = reason
+            loop = self._loop
+            if loop is None and not self._unread:
+                os._exit(reason.exit_code)  # nobody has asked anything yet: leave as a kill would
+        if loop is not None:
+            self._call_in(loop)
+
+    @property
+    def ended(self) -> End | None:
+        return self._end
+
+    def _call_in(self, loop: asyncio.AbstractEventLoop) -> None:
+        try:
+            loop.call_soon_threadsafe(self._wake.set)
+        except RuntimeError:
+            return  # the loop is closed: the process is on its way out
+
+    def _push(self, line: bytes | Overlong) -> None:
+        with self._lock:
+            while self._unread_bytes > MAX_UNREAD_BYTES:
+                self._room.wait()
+            self._unread.append(line)
+            self._unread_bytes += 0 if isinstance(line, Overlong) else len(line)
+            loop = self._loop
+        if loop is not None:
+            self._call_in(loop)
+
+    def _read(self) -> None:
+        pending = bytearray()
+        skipping = False
+        while True:
+            try:
+                chunk = os.read(self._fd_in, READ_BYTES)
+            except OSError:
+                chunk = b""
+            if not chunk:
+                break
+            *whole, rest = chunk.split(b"\n")
+            for piece in whole:
+                if not skipping:
+                    self._push(bytes(pending + piece))
+                pending, skipping = bytearray(), False
+            if not skipping:
+                pending += rest
+                if len(pending) > MAX_LINE_BYTES:
+                    self._push(Overlong())
+                    pending, skipping = bytearray(), True
+        if pending:
+            self._push(bytes(pending))
+        self.end(End.EOF)
+
+    def _write(self) -> None:
+        while True:
+            with self._lock:
+                while not self._unsent:
+                    self._work.wait()
+                line = self._unsent[0]
+            try:
+                _write_all(self._fd_out, line + b"\n")
+            except OSError:
+                with self._lock:
+                    self._broken = True
+                self.end(End.STDOUT_CLOSED)
+                return
+            with self._lock:
+                self._unsent.popleft()
+                self._unsent_bytes -= len(line)
+
+    def _watch(self) -> None:
+        """Notice a parent that died (its id changes) and a reader that closed stdout (POLLERR on a pipe)."""
+        poll = select.poll()
+        poll.register(self._fd_out, 0)
+        while self._end is None:
+            if os.getppid() != self._parent:
+                self.end(End.PARENT_GONE)
+                return
+            if any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(WATCH_EVERY_S * 1000)):
+                with self._lock:
+                    self._broken = True
+                self.end(End.STDOUT_CLOSED)
+                return
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]

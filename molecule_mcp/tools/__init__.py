@@ -1,0 +1,8 @@
+"""Every tool of the server, in the one order in which they are listed."""
+
+from __future__ import annotations
+
+from molecule_mcp.tools import inbox, messages, peers, status
+from molecule_mcp.tools._base import Tool
+
+ALL_TOOLS: tuple[Tool, ...] = (*inbox.TOOLS, *messages.TOOLS, *peers.TOOLS, *status.TOOLS)

@@ -1,0 +1,307 @@
+"""PlatformClient: one pooled HTTP client for one workspace, one method for each endpoint, every status an error type.
+
+The only module that imports httpx. The transport is the seam for tests (`httpx.ASGITransport` of the reference
+platform, respx for faults). Nothing is retried here: the loops and tools decide that from the error's row in
+`errors.OUTCOMES`.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import httpx
+from pydantic import TypeAdapter, ValidationError
+
+from molecule_runtime import __version__
+from molecule_runtime.credentials import Credentials
+from molecule_runtime.errors import (
+    BadReply,
+    CursorExpired,
+    NotFound,
+    NotThePlatform,
+    PlatformError,
+    Rejected,
+    Unauthorized,
+    Unavailable,
+    Unreachable,
+    WorkspaceRemoved,
+)
+from molecule_runtime.wire._base import rfc3339
+from molecule_runtime.wire.a2a import A2AMessage, SendOutcome, SendParams, SendRequest, TextPart, read_outcome
+from molecule_runtime.wire.activity import ActivityRow, ActivityType
+from molecule_runtime.wire.chat import NotifyReply, NotifyRequest
+from molecule_runtime.wire.registry import HeartbeatReply, HeartbeatRequest, Peer, RegisterReply, RegisterRequest
+from molecule_runtime.wire.workspaces import Workspace, WorkspaceGone
+
+CALL_TIMEOUT_S = 10.0
+"""agent-side 3: a beat that takes longer counts as failed; a longer limit would hide an outage from the canvas."""
+SEND_TIMEOUT_S = 45.0
+"""A push peer may answer within the call; below every host's limit for a tool (clients.md 1.4)."""
+KEEPALIVE_EXPIRY_S = 3.0
+"""Below the 5 s after which common servers close an idle connection, so that no request meets a closing one."""
+DETAIL_CODE_POINTS = 200
+
+T = TypeVar("T")
+_ROWS = TypeAdapter(list[ActivityRow])
+_PEERS = TypeAdapter(list[Peer])
+
+
+class PlatformClient:
+    """Calls one platform for one workspace. Use as an async context manager, in one event loop.
+
+    Every method raises a leaf of `PlatformError`, or `CredentialError` when the token cannot be read.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        workspace_id: str,
+        credentials: Credentials,
+        *,
+        org_id: str = "",
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self.base_url = base_url
+        self.workspace_id = workspace_id
+        self._credentials = credentials
+        self._org_id = org_id
+        self._http = httpx.AsyncClient(
+            base_url=base_url,
+            transport=transport,
+            timeout=CALL_TIMEOUT_S,
+            limits=httpx.Limits(keepalive_expiry=KEEPALIVE_EXPIRY_S),
+            headers={"User-Agent": f"molecule-mcp/{__version__}"},
+        )
+
+    async def __aenter__(self) -> Self:
+        await self._http.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._http.__aexit__(kind, error, trace)
+
+    # presence
+
+    async def register(self, agent_card: Mapping[str, Any]) -> RegisterReply:
+        """Announce a polling agent; safe to repeat (contract 2.1)."""
+        request = RegisterRequest(id=self.workspace_id, url="", delivery_mode="poll", agent_card=dict(agent_card))
+        answer = await self._call("POST", "/registry/register", json=request.model_dump())
+        return self._read(TypeAdapter(RegisterReply), answer)
+
+    async def heartbeat(self, *, active_tasks: int, uptime_seconds: int) -> HeartbeatReply:
+        """One sign of life (contract 2.3)."""
+        beat = HeartbeatRequest(
+            workspace_id=self.workspace_id, active_tasks=active_tasks, uptime_seconds=uptime_seconds
+        )
+        sent = {"workspace_id", "error_rate", "sample_error", "active_tasks", "uptime_seconds"}
+        answer = await self._call("POST", "/registry/heartbeat", json=beat.model_dump(include=sent))
+        return self._read(TypeAdapter(HeartbeatReply), answer)
+
+    async def get_workspace(self) -> Workspace:
+        """The workspace's public row.
+
+        Raises:
+            WorkspaceRemoved: 410, the one sure sign of a removal (contract 3.4).
+        """
+        answer = await self._call("GET", f"/workspaces/{self.workspace_id}", pattern="/workspaces/:id")
+        return self._read(TypeAdapter(Workspace), answer)
+
+    # messages
+
+    async def activity(
+        self,
+        *,
+        since_id: str | None = None,
+        since_secs: int | None = None,
+        before: datetime | None = None,
+        limit: int = 100,
+    ) -> list[ActivityRow]:
+        """Inbox rows: oldest first with `since_id`, else newest first (contract 4.3).
+
+        Raises:
+            CursorExpired: `since_id` is not known there any more.
+        """
+        params: dict[str, Any] = {"type": ActivityType.A2A_RECEIVE.value, "limit": limit}
+        if since_id is not None:
+            params["since_id"] = since_id
+        if since_secs is not None:
+            params["since_secs"] = since_secs
+        if before is not None:
+            params["before_ts"] = rfc3339(before)
+        path = f"/workspaces/{self.workspace_id}/activity"
+        answer = await self._call("GET", path, pattern="/workspaces/:id/activity", params=params)
+        return self._read(_ROWS, answer)
+
+    async def notify(self, message: str) -> NotifyReply:
+        """Say something to the user (contract 4.2)."""
+        request = NotifyRequest(message=message)
+        path = f"/workspaces/{self.workspace_id}/notify"
+        answer = await self._call(
+            "POST", path, pattern="/workspaces/:id/notify", json=request.model_dump(exclude_none=True)
+        )
+        return self._read(TypeAdapter(NotifyReply), answer)
+
+    async def send_message(self, peer_id: str, text: str, *, metadata: Mapping[str, Any] | None = None) -> SendOutcome:
+        """message/send to a peer as this workspace; a queued envelope is an outcome, not an error (contract 4.1)."""
+        message = A2AMessage(
+            role="agent", messageId=str(uuid.uuid4()), parts=[TextPart(text=text)], metadata=dict(metadata or {})
+        )
+        request = SendRequest(id=str(uuid.uuid4()), params=SendParams(message=message))
+        answer = await self._call(
+            "POST",
+            f"/workspaces/{peer_id}/a2a",
+            pattern="/workspaces/:id/a2a",
+            json=request.model_dump(mode="json"),
+            as_caller=True,
+            timeout=SEND_TIMEOUT_S,
+        )
+        return read_outcome(self._json(answer))
+
+    async def peers(self, query: str = "") -> list[Peer]:
+        """Siblings, children and parent; `query` is matched on name and role (contract 2.6)."""
+        path = f"/registry/{self.workspace_id}/peers"
+        params = {"q": query} if query else None
+        answer = await self._call("GET", path, pattern="/registry/:id/peers", params=params, as_caller=True)
+        return self._read(_PEERS, answer)
+
+    def headers(self, *, as_caller: bool = False) -> dict[str, str]:
+        """The headers of every call, the doorbell's included. `Origin` is what edges tell a client by (contract 1.1).
+
+        Raises:
+            CredentialError: the token cannot be read.
+        """
+        headers = {"Origin": self.base_url}
+        credential = self._credentials.current()
+        if credential is not None:
+            headers["Authorization"] = f"Bearer {credential.token.get_secret_value()}"
+        if as_caller:
+            headers["X-Workspace-ID"] = self.workspace_id
+        if self._org_id:
+            headers["X-Molecule-Org-Id"] = self._org_id
+        return headers
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        *,
+        pattern: str | None = None,
+        json: Any = None,
+        params: Mapping[str, Any] | None = None,
+        as_caller: bool = False,
+        timeout: float = CALL_TIMEOUT_S,
+    ) -> httpx.Response:
+        """The 2xx answer, or the error that its status means."""
+        endpoint = f"{method} {pattern or path}"
+        try:
+            response = await self._http.request(
+                method, path, json=json, params=params, headers=self.headers(as_caller=as_caller), timeout=timeout
+            )
+        except httpx.TimeoutException:
+            raise self._error(Unreachable, endpoint, detail=f"no answer within {timeout:g} s") from None
+        except httpx.HTTPError as error:
+            raise self._error(Unreachable, endpoint, detail=_network_detail(error)) from None
+        if response.is_success:
+            response.extensions["endpoint"] = endpoint
+            return response
+        raise self._refusal(response, endpoint)
+
+    def _refusal(self, response: httpx.Response, endpoint: str) -> PlatformError:
+        """The status table of the contract: what each refusal is for us."""
+        status = response.status_code
+        body = _json_object(response)
+        detail = str(body.get("error", ""))[:DETAIL_CODE_POINTS] if body is not None else ""
+        if 300 <= status < 400 or (status in {404, 405, 410} and body is None):
+            return self._error(NotThePlatform, endpoint, status=status)
+        if status in {401, 403}:
+            return self._error(Unauthorized if status == 401 else _forbidden(detail), endpoint, status, detail)
+        if status == 404:
+            return self._error(NotFound, endpoint, status, detail or "not found")
+        if status == 410 and endpoint.endswith("/activity"):
+            return self._error(CursorExpired, endpoint, status, detail)
+        if status == 410:
+            removed = self._error(WorkspaceRemoved, endpoint, status, detail)
+            gone = _gone(body or {})
+            if gone is not None:
+                removed.removed_at, removed.hint = gone.removed_at, gone.hint
+            return removed
+        if status == 429 or status >= 500:
+            unavailable = self._error(Unavailable, endpoint, status, detail)
+            unavailable.retry_after_s = _retry_after_s(response.headers.get("Retry-After"))
+            return unavailable
+        return self._error(Rejected, endpoint, status, detail or f"HTTP {status}")
+
+    def _error(
+        self, kind: type[PlatformErrorT], endpoint: str, status: int | None = None, detail: str = ""
+    ) -> PlatformErrorT:
+        return kind(
+            endpoint=endpoint, base_url=self.base_url, workspace_id=self.workspace_id, status=status, detail=detail
+        )
+
+    def _json(self, response: httpx.Response) -> Any:
+        try:
+            return response.json()
+        except ValueError:
+            raise self._error(
+                BadReply, response.extensions["endpoint"], response.status_code, "it is not JSON"
+            ) from None
+
+    def _read(self, shape: TypeAdapter[T], response: httpx.Response) -> T:
+        body = self._json(response)
+        try:
+            return shape.validate_python(body)
+        except ValidationError as invalid:
+            where = ".".join(str(part) for part in invalid.errors()[0]["loc"])
+            raise self._error(
+                BadReply, response.extensions["endpoint"], response.status_code, f"unexpected shape at {where or 'top'}"
+            ) from None
+
+
+PlatformErrorT = TypeVar("PlatformErrorT", bound=PlatformError)
+
+
+def _forbidden(detail: str) -> type[PlatformError]:
+    """403 about who may talk to whom is the caller's business; any other 403 is about the token."""
+    return Rejected if detail.startswith(("access denied", "not authorized", "invalid caller")) else Unauthorized
+
+
+def _network_detail(error: httpx.HTTPError) -> str:
+    cause = str(error) or type(error).__name__
+    return f"{type(error).__name__}: {cause}"[:DETAIL_CODE_POINTS]
+
+
+def _json_object(response: httpx.Response) -> dict[str, Any] | None:
+    try:
+        body = response.json()
+    except ValueError:
+        return None
+    return body if isinstance(body, dict) else None
+
+
+def _gone(body: dict[str, Any]) -> WorkspaceGone | None:
+    try:
+        return WorkspaceGone.model_validate(body)
+    except ValidationError:
+        return None
+
+
+def _retry_after_s(header: str | None) -> float | None:
+    """Seconds from a Retry-After header, given as a number or as an HTTP date; None when absent or unreadable."""
+    if header is None:
+        return None
+    try:
+        return max(0.0, float(header))
+    except ValueError:
+        pass
+    try:
+        moment = parsedate_to_datetime(header)
+    except ValueError:
+        return None
+    return max(0.0, (moment - datetime.now(UTC)).total_seconds())

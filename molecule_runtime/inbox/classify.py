@@ -1,0 +1,172 @@
+"""What an activity row is to an inbox: a message, a notice of an upload, or our own voice coming back.
+
+Pure functions over the table "Rows an inbox must filter" of contract 4.3. Nothing is lost on the way: a method we do
+not know is delivered as the message it looks like.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+from molecule_runtime.wire._base import rfc3339
+from molecule_runtime.wire.a2a import Method, joined_text
+from molecule_runtime.wire.activity import ActivityRow
+
+
+class Kind(StrEnum):
+    """Who speaks: the person at the canvas, another agent, or the platform with the result of a delegation."""
+
+    CANVAS_USER = "canvas_user"
+    PEER_AGENT = "peer_agent"
+    DELEGATION_RESULT = "delegation_result"
+
+
+@dataclass(frozen=True)
+class FilePart:
+    """A file that a message names; `size` in bytes when the sender said it."""
+
+    name: str
+    uri: str
+    mime_type: str | None = None
+    size: int | None = None
+
+
+@dataclass(frozen=True)
+class Message:
+    """Something for the agent. `created_at` is RFC3339; `peer_id` is "" for the user."""
+
+    activity_id: str
+    kind: Kind
+    peer_id: str
+    text: str
+    created_at: str
+    method: str
+    delegation_id: str | None = None
+    files: tuple[FilePart, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> Message:
+        files = tuple(FilePart(**part) for part in stored.pop("files", ()))
+        return cls(**{**stored, "kind": Kind(stored["kind"])}, files=files)
+
+
+@dataclass(frozen=True)
+class UploadNotice:
+    """A file is staged on the platform; the message that names it follows."""
+
+    activity_id: str
+    file_id: str
+    part: FilePart
+
+
+@dataclass(frozen=True)
+class Echo:
+    """Our own words or our own report; the cursor passes it, nobody is told."""
+
+    activity_id: str
+
+
+Classified = Message | UploadNotice | Echo
+
+
+def classify(row: ActivityRow, *, own_id: str) -> Classified:
+    """What `row` is for the inbox of workspace `own_id`."""
+    if row.method == Method.NOTIFY and row.source_id is None:
+        return Echo(row.id)
+    if row.method == Method.DELEGATE_RESULT:
+        return _delegation_result(row)
+    if row.source_id == own_id:
+        return Echo(row.id)
+    if row.method == Method.CHAT_UPLOAD_RECEIVE:
+        return _upload_notice(row)
+    parts = _parts(row.request_body)
+    return Message(
+        activity_id=row.id,
+        kind=Kind.CANVAS_USER if row.source_id is None else Kind.PEER_AGENT,
+        peer_id=row.source_id or "",
+        text=joined_text(parts) or row.summary or "",
+        created_at=rfc3339(row.created_at),
+        method=row.method or "",
+        delegation_id=_delegation_id(row.request_body),
+        files=tuple(part for raw in parts if (part := _file_part(raw)) is not None),
+    )
+
+
+def _delegation_result(row: ActivityRow) -> Message:
+    response = row.response_body if isinstance(row.response_body, dict) else {}
+    request = row.request_body if isinstance(row.request_body, dict) else {}
+    text = row.error_detail if row.status == "error" else response.get("text")
+    delegation_id = request.get("delegation_id") or response.get("delegation_id")
+    return Message(
+        activity_id=row.id,
+        kind=Kind.DELEGATION_RESULT,
+        peer_id="",
+        text=str(text or row.summary or ""),
+        created_at=rfc3339(row.created_at),
+        method=Method.DELEGATE_RESULT.value,
+        delegation_id=str(delegation_id) if delegation_id else None,
+    )
+
+
+def _upload_notice(row: ActivityRow) -> UploadNotice:
+    body = row.request_body if isinstance(row.request_body, dict) else {}
+    return UploadNotice(
+        activity_id=row.id,
+        file_id=str(body.get("file_id", "")),
+        part=FilePart(
+            name=str(body.get("name", "file")),
+            uri=str(body.get("uri", "")),
+            mime_type=_text_or_none(body.get("mimeType")),
+            size=_int_or_none(body.get("size")),
+        ),
+    )
+
+
+def _parts(body: object) -> list[Any]:
+    """The message's parts: `params.message.parts`, else `params.parts`, else `parts`. History is never looked at."""
+    if not isinstance(body, dict):
+        return []
+    params = body.get("params")
+    message = params.get("message") if isinstance(params, dict) else None
+    for holder in (message, params, body):
+        parts = holder.get("parts") if isinstance(holder, dict) else None
+        if isinstance(parts, list):
+            return parts
+    return []
+
+
+def _delegation_id(body: object) -> str | None:
+    try:
+        value = body["params"]["message"]["metadata"]["delegation_id"]  # type: ignore[index]
+    except (KeyError, TypeError, IndexError):
+        return None
+    return value if isinstance(value, str) else None
+
+
+def _file_part(part: object) -> FilePart | None:
+    if not isinstance(part, dict) or (part.get("kind") != "file" and part.get("type") != "file"):
+        return None
+    file = part.get("file")
+    file = file if isinstance(file, dict) else part
+    uri = file.get("uri") or file.get("url")
+    if not isinstance(uri, str):
+        return None
+    return FilePart(
+        name=str(file.get("name") or uri.rsplit("/", 1)[-1] or "file"),
+        uri=uri,
+        mime_type=_text_or_none(file.get("mimeType")),
+        size=_int_or_none(file.get("size")),
+    )
+
+
+def _text_or_none(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _int_or_none(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None

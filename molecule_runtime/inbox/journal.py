@@ -1,0 +1,402 @@
+"""The journal: what arrived for a workspace and what became of it; one SQLite file that every process shares.
+
+A page of rows and the cursor behind it are written in one transaction, so a crash between them cannot lose or repeat
+anything. A message goes new -> leased -> handled; a lease names the session (process) that holds it, and a session
+that is gone gives its leases back. A message handed out five times without an answer is parked: shown, never offered,
+never dropped. Ids of handled messages stay for a week, so that a cursor that is lost (410) cannot bring them back.
+
+WAL with synchronous=NORMAL: nothing is lost when a process dies; a power cut may lose the last moments, which the
+platform then sends again. All calls are synchronous and short; `off_loop` runs one beside an event loop.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import anyio
+import anyio.to_thread
+import structlog
+
+from molecule_runtime.errors import JournalUnusable
+from molecule_runtime.inbox.classify import Message
+
+SCHEMA_VERSION = 1
+MAX_ATTEMPTS = 5
+HANDLED_KEPT_S = 7 * 86_400 + 3_600
+"""Longer than the largest window that is ever read again (7 days), so that no handled id returns with it."""
+BUSY_TIMEOUT_MS = 5_000
+
+_SCHEMA = """
+CREATE TABLE messages (
+  ord           INTEGER PRIMARY KEY AUTOINCREMENT,
+  activity_id   TEXT NOT NULL UNIQUE,
+  state         TEXT NOT NULL CHECK (state IN ('new', 'leased', 'parked', 'handled')),
+  attempt       INTEGER NOT NULL DEFAULT 0,
+  body          TEXT,
+  received_at   REAL NOT NULL,
+  lease_session TEXT,
+  lease_key     TEXT,
+  lease_until   REAL,
+  handled_at    REAL
+);
+CREATE INDEX messages_by_state ON messages (state, ord);
+CREATE TABLE position (
+  id          INTEGER PRIMARY KEY CHECK (id = 1),
+  cursor      TEXT,
+  last_row_at REAL,
+  backlog     INTEGER NOT NULL DEFAULT 0
+);
+INSERT INTO position (id) VALUES (1);
+CREATE TABLE owners (
+  job        TEXT PRIMARY KEY,
+  session    TEXT NOT NULL,
+  pid        INTEGER NOT NULL,
+  epoch      INTEGER NOT NULL,
+  stamped_at REAL NOT NULL,
+  detail     TEXT NOT NULL
+);
+"""
+
+P = ParamSpec("P")
+T = TypeVar("T")
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+class MessageState(StrEnum):
+    NEW = "new"
+    LEASED = "leased"
+    PARKED = "parked"
+    HANDLED = "handled"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A message as the journal holds it. `ord` is the order of arrival."""
+
+    ord: int
+    message: Message
+    state: MessageState
+    attempt: int
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where reading the feed goes on. `backlog` is true after a journal was lost: read as far back as possible."""
+
+    cursor: str | None
+    last_row_at: float | None
+    backlog: bool
+
+
+@dataclass(frozen=True)
+class Counts:
+    new: int = 0
+    leased: int = 0
+    parked: int = 0
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who does a job ("beat" or "inbox"), and what it last said about it. `stamped_at` is a POSIX time."""
+
+    job: str
+    session: str
+    pid: int
+    epoch: int
+    stamped_at: float
+    detail: dict[str, Any]
+
+
+class Journal:
+    """One open journal file. Raises `JournalUnusable` from every method when the file or the disk refuses."""
+
+    def __init__(self, path: Path, connection: sqlite3.Connection, *, moved_aside: Path | None) -> None:
+        self.path = path
+        self.moved_aside = moved_aside
+        """The damaged file that this journal replaced, if it did."""
+        self._db = connection
+        self._turn = anyio.CapacityLimiter(1)
+
+    @classmethod
+    def open(cls, path: Path) -> Journal:
+        """Open or make the journal; a damaged file is moved aside and what can be read of it is carried over.
+
+        Raises:
+            JournalUnusable: a newer version wrote it, or it cannot be opened or written.
+        """
+        try:
+            return cls(path, _connect(path), moved_aside=None)
+        except (sqlite3.OperationalError, OSError) as error:
+            raise JournalUnusable(path=str(path), reason=str(error)) from None
+        except sqlite3.DatabaseError as error:
+            aside = _move_aside(path)
+            log.warning("journal.moved_aside", detail=str(error), path=str(aside))
+        try:
+            journal = cls(path, _connect(path), moved_aside=aside)
+        except sqlite3.Error as error:
+            raise JournalUnusable(path=str(path), reason=str(error)) from None
+        journal._start_over(_salvage_handled(aside))
+        return journal
+
+    def close(self) -> None:
+        self._db.close()
+
+    async def off_loop(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run one of this journal's methods in a worker thread; calls take turns, in the order they were made."""
+        return await anyio.to_thread.run_sync(lambda: call(*args, **kwargs), limiter=self._turn)
+
+    # the feed
+
+    def position(self) -> Position:
+        with self._reading() as db:
+            cursor, last_row_at, backlog = db.execute("SELECT cursor, last_row_at, backlog FROM position").fetchone()
+        return Position(cursor, last_row_at, bool(backlog))
+
+    def append(
+        self, messages: Iterable[Message], *, cursor: str | None, last_row_at: float | None, now: float
+    ) -> list[str]:
+        """Write a page and the cursor behind it, together or not at all; the ids that were not known before.
+
+        A message whose id is known, handled ones included, is passed over. `cursor` None leaves the old one.
+        """
+        added = []
+        with self._writing() as db:
+            for message in messages:
+                inserted = db.execute(
+                    "INSERT OR IGNORE INTO messages (activity_id, state, body, received_at) VALUES (?, 'new', ?, ?)",
+                    (message.activity_id, json.dumps(message.to_json(), ensure_ascii=False), now),
+                )
+                if inserted.rowcount:
+                    added.append(message.activity_id)
+            if cursor is not None:
+                db.execute(
+                    "UPDATE position SET cursor = ?, backlog = 0, last_row_at = MAX(COALESCE(last_row_at, 0), ?)",
+                    (cursor, last_row_at or 0),
+                )
+            db.execute("DELETE FROM messages WHERE state = 'handled' AND handled_at < ?", (now - HANDLED_KEPT_S,))
+        return added
+
+    def forget_cursor(self) -> None:
+        """After a 410: the next read goes by time, and known ids are passed over."""
+        with self._writing() as db:
+            db.execute("UPDATE position SET cursor = NULL")
+
+    # the messages
+
+    def lease(self, *, session: str, key: str, until: float, now: float) -> Entry | None:
+        """Hand out the oldest new message, else the oldest of this session's own expired leases; None when neither.
+
+        `key` names the call that asks, so that a call that was cancelled can give back what it got.
+        """
+        with self._reading() as db:
+            if not self._offer(db, session, now):
+                return None
+        with self._writing() as db:
+            while (found := self._offer(db, session, now)) is not None:
+                ord_, state, attempt = found
+                if state == MessageState.LEASED and attempt >= MAX_ATTEMPTS:
+                    db.execute("UPDATE messages SET state = 'parked', lease_session = NULL WHERE ord = ?", (ord_,))
+                    continue
+                db.execute(
+                    "UPDATE messages SET state = 'leased', attempt = attempt + 1, lease_session = ?, lease_key = ?,"
+                    " lease_until = ? WHERE ord = ?",
+                    (session, key, until, ord_),
+                )
+                return self._entry(db, "ord", ord_)
+        return None
+
+    def give_back(self, *, session: str, key: str) -> bool:
+        """Undo the hand-out of one call, its attempt included: nobody saw the message. True when there was one."""
+        with self._writing() as db:
+            undone = db.execute(
+                "UPDATE messages SET state = 'new', attempt = attempt - 1, lease_session = NULL, lease_key = NULL,"
+                " lease_until = NULL WHERE state = 'leased' AND lease_session = ? AND lease_key = ?",
+                (session, key),
+            )
+        return undone.rowcount > 0
+
+    def lease_holders(self) -> set[str]:
+        """The sessions that hold a lease now."""
+        with self._reading() as db:
+            rows = db.execute("SELECT DISTINCT lease_session FROM messages WHERE state = 'leased'").fetchall()
+        return {session for (session,) in rows}
+
+    def release_session(self, session: str) -> int:
+        """Offer again what a session that is gone had in hand; its attempts count. Messages tried out are parked."""
+        with self._writing() as db:
+            released = db.execute(
+                "UPDATE messages SET state = CASE WHEN attempt >= ? THEN 'parked' ELSE 'new' END,"
+                " lease_session = NULL, lease_key = NULL, lease_until = NULL"
+                " WHERE state = 'leased' AND lease_session = ?",
+                (MAX_ATTEMPTS, session),
+            )
+        return released.rowcount
+
+    def handle(self, activity_id: str, *, now: float) -> bool:
+        """Mark a message as handled for good, whoever holds it; False when it is unknown or was handled before."""
+        with self._writing() as db:
+            done = db.execute(
+                "UPDATE messages SET state = 'handled', handled_at = ?, body = NULL, lease_session = NULL,"
+                " lease_key = NULL, lease_until = NULL WHERE activity_id = ? AND state != 'handled'",
+                (now, activity_id),
+            )
+        return done.rowcount > 0
+
+    def find(self, activity_id: str) -> Entry | None:
+        """An open message by id; None when it is unknown or handled."""
+        with self._reading() as db:
+            return self._entry(db, "activity_id", activity_id)
+
+    def open_messages(self, limit: int) -> list[Entry]:
+        """What is not handled, in order of arrival; leases nothing."""
+        with self._reading() as db:
+            rows = db.execute(
+                "SELECT ord, body, state, attempt FROM messages WHERE state != 'handled' ORDER BY ord LIMIT ?", (limit,)
+            ).fetchall()
+        return [_entry(row) for row in rows]
+
+    def counts(self) -> Counts:
+        with self._reading() as db:
+            rows = db.execute("SELECT state, COUNT(*) FROM messages WHERE state != 'handled' GROUP BY state").fetchall()
+        return Counts(**dict(rows))
+
+    # the owners
+
+    def stamp(self, job: str, *, session: str, pid: int, now: float, detail: dict[str, Any]) -> None:
+        """Say that this process does `job` now; a new owner begins a new epoch."""
+        with self._writing() as db:
+            db.execute(
+                "INSERT INTO owners (job, session, pid, epoch, stamped_at, detail) VALUES (?, ?, ?, 1, ?, ?)"
+                " ON CONFLICT (job) DO UPDATE SET epoch = epoch + (session != excluded.session),"
+                " session = excluded.session, pid = excluded.pid, stamped_at = excluded.stamped_at,"
+                " detail = excluded.detail",
+                (job, session, pid, now, json.dumps(detail)),
+            )
+
+    def owner(self, job: str) -> Owner | None:
+        with self._reading() as db:
+            row = db.execute(
+                "SELECT job, session, pid, epoch, stamped_at, detail FROM owners WHERE job = ?", (job,)
+            ).fetchone()
+        return Owner(row[0], row[1], row[2], row[3], row[4], detail=json.loads(row[5])) if row else None
+
+    # SQL
+
+    def _start_over(self, handled: list[tuple[str, float]]) -> None:
+        with self._writing() as db:
+            db.execute("UPDATE position SET backlog = 1")
+            db.executemany(
+                "INSERT OR IGNORE INTO messages (activity_id, state, received_at, handled_at)"
+                " VALUES (?, 'handled', ?, ?)",
+                [(activity_id, handled_at, handled_at) for activity_id, handled_at in handled],
+            )
+
+    def _offer(self, db: sqlite3.Connection, session: str, now: float) -> tuple[int, str, int] | None:
+        for where, values in (
+            ("state = 'new'", ()),
+            ("state = 'leased' AND lease_session = ? AND lease_until <= ?", (session, now)),
+        ):
+            row = db.execute(
+                f"SELECT ord, state, attempt FROM messages WHERE {where} ORDER BY ord LIMIT 1", values
+            ).fetchone()
+            if row is not None:
+                return (int(row[0]), str(row[1]), int(row[2]))
+        return None
+
+    def _entry(self, db: sqlite3.Connection, column: str, value: str | int) -> Entry | None:
+        row = db.execute(
+            f"SELECT ord, body, state, attempt FROM messages WHERE {column} = ? AND state != 'handled'", (value,)
+        ).fetchone()
+        return _entry(row) if row is not None else None
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        try:
+            yield self._db
+        except sqlite3.Error as error:
+            raise JournalUnusable(path=str(self.path), reason=str(error)) from None
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """One transaction; IMMEDIATE, so that a read that decides a write is not overtaken by another process."""
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+                self._db.execute("COMMIT")
+            finally:
+                if self._db.in_transaction:  # SQLite itself rolls back when the disk is full
+                    self._db.execute("ROLLBACK")
+        except sqlite3.Error as error:
+            raise JournalUnusable(path=str(self.path), reason=str(error)) from None
+
+
+def _entry(row: tuple[int, str, str, int]) -> Entry:
+    ord_, body, state, attempt = row
+    return Entry(ord_, Message.from_json(json.loads(body)), MessageState(state), attempt)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    """An autocommit connection to a journal of our schema.
+
+    Raises:
+        JournalUnusable: a newer version wrote the file.
+        sqlite3.DatabaseError: the file is damaged (OperationalError: it cannot be opened or written).
+    """
+    path.touch(mode=0o600, exist_ok=True)
+    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=BUSY_TIMEOUT_MS / 1000)
+    try:
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = NORMAL")
+        if db.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
+            raise sqlite3.DatabaseError("the integrity check failed")
+        db.execute("BEGIN IMMEDIATE")
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        if version > SCHEMA_VERSION:
+            raise JournalUnusable(
+                path=str(path),
+                reason=f"a newer version of molecule-mcp wrote it (schema {version}, this one knows {SCHEMA_VERSION}); "
+                "upgrade this one",
+            )
+        if version == 0:
+            for statement in _SCHEMA.split(";\n"):
+                db.execute(statement)
+            db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        db.execute("COMMIT")
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _move_aside(path: Path) -> Path:
+    """Rename a damaged journal (with its WAL) to the first free `inbox.sqlite3.damaged-N`."""
+    number = 1
+    while (aside := path.with_name(f"{path.name}.damaged-{number}")).exists():
+        number += 1
+    path.rename(aside)
+    for suffix in ("-wal", "-shm"):
+        companion = path.with_name(path.name + suffix)
+        if companion.exists():
+            companion.rename(aside.with_name(aside.name + suffix))
+    return aside
+
+
+def _salvage_handled(damaged: Path) -> list[tuple[str, float]]:
+    """The ids a damaged journal can still name as handled: they must not be handed out again. Best effort."""
+    try:
+        db = sqlite3.connect(damaged)
+        try:
+            rows = db.execute("SELECT activity_id, handled_at FROM messages WHERE state = 'handled'").fetchall()
+        finally:
+            db.close()
+    except sqlite3.Error:
+        return []
+    return [(str(activity_id), float(handled_at or 0)) for activity_id, handled_at in rows]

@@ -1,0 +1,236 @@
+"""The journal's messages to whoever waits: leases, hand-outs, pops, and the view of a message that an agent sees.
+
+Any process of a workspace may serve from the shared journal; only its inbox owner polls. A session is a process: it
+holds a lock file for its whole life, and when that lock is free its leases are offered to the others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from molecule_runtime.clock import Clock, wait_for_event
+from molecule_runtime.errors import InvalidArgument, JournalUnusable, LocalStateError, MessageUnknown
+from molecule_runtime.inbox.classify import FilePart
+from molecule_runtime.inbox.journal import Counts, Entry, Journal
+from molecule_runtime.peers import PeerDirectory
+from molecule_runtime.state import OwnerLock, WorkspaceState
+from molecule_runtime.text import clean_name
+
+TEXT_CODE_POINTS = 8_000
+"""Longer texts go to a file: a host cuts results at about 10 kB (agent-side 4)."""
+OTHER_PROCESS_CHECK_S = 0.5
+"""How soon a wait notices what another process wrote or gave back."""
+RECLAIM_EVERY_S = 1.5
+"""agent-side 4: a dead session's leases are back within 2 s."""
+FILES_LATER = "files are not fetched by this version of molecule-mcp"
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+class Mailbox:
+    """What tools do with messages. `session` names this process in the journal."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        state: WorkspaceState,
+        *,
+        workspace_id: str,
+        clock: Clock,
+        directory: PeerDirectory,
+        lease_s: float,
+    ) -> None:
+        self._journal = journal
+        self._state = state
+        self._workspace_id = workspace_id
+        self._clock = clock
+        self._directory = directory
+        self._lease_s = lease_s
+        self._arrival = asyncio.Event()
+        self._answering: set[str] = set()
+        self.session = uuid.uuid4().hex
+        self._session_lock = OwnerLock(self._lock_file(self.session))
+        self._counts = Counts()
+
+    def open_session(self) -> None:
+        """Take this session's lock and offer again what dead sessions had in hand.
+
+        Raises:
+            StateDirUnwritable, JournalUnusable
+        """
+        if not self._session_lock.try_acquire():
+            raise AssertionError("a session id is never used twice")
+        self._reclaim()
+        self._counts = self._journal.counts()
+
+    def close_session(self) -> None:
+        """Give back what is still in hand and let go of the lock; a kill does the same, only later."""
+        try:
+            self._journal.release_session(self.session)
+        except JournalUnusable as error:
+            log.warning("mailbox.release_failed", detail=str(error))
+        self._session_lock.release()
+        self._lock_file(self.session).unlink(missing_ok=True)
+
+    async def reclaim_forever(self) -> None:
+        """Watch for sessions that died with messages in hand, until cancelled."""
+        while True:
+            await self._clock.sleep(RECLAIM_EVERY_S)
+            try:
+                if await self._journal.off_loop(self._reclaim):
+                    self.announce()
+                await self.recount()
+            except LocalStateError as error:
+                log.warning("mailbox.reclaim_failed", detail=str(error))
+
+    def announce(self) -> None:
+        """Wake everyone who waits: something was written. Call in the runtime's event loop."""
+        self._arrival.set()
+        self._arrival = asyncio.Event()
+
+    def counts(self) -> Counts:
+        """How many messages are new, leased, parked; at most seconds old."""
+        return self._counts
+
+    async def wait(self, timeout_s: float, *, key: str) -> dict[str, Any] | None:
+        """Lease the next message, waiting up to `timeout_s` for one; None when none came.
+
+        `key` names this call for `give_back`, should the caller be gone when the message comes.
+        """
+        deadline = self._clock.monotonic() + timeout_s
+        while True:
+            arrival = self._arrival
+            entry = await self._lease(key)
+            if entry is not None:
+                return self._view(entry)
+            remaining = deadline - self._clock.monotonic()
+            if remaining <= 0:
+                return None
+            await wait_for_event(arrival, min(remaining, OTHER_PROCESS_CHECK_S), self._clock)
+
+    async def give_back(self, key: str) -> None:
+        """A call that was cancelled returns what it leased; nobody saw it, so the attempt does not count."""
+        if await self._journal.off_loop(self._journal.give_back, session=self.session, key=key):
+            self.announce()
+            await self.recount()
+
+    async def peek(self, limit: int) -> list[dict[str, Any]]:
+        """What is not handled, oldest first; leases nothing."""
+        entries = await self._journal.off_loop(self._journal.open_messages, limit)
+        await self.recount()
+        return [self._view(entry) for entry in entries]
+
+    async def pop(self, activity_id: str) -> bool:
+        """Mark a message as handled, whoever holds it; False when it was already, or never was."""
+        done = await self._journal.off_loop(self._journal.handle, activity_id, now=self._clock.now().timestamp())
+        await self.recount()
+        return done
+
+    async def find(self, activity_id: str) -> Entry:
+        """An open message by its id.
+
+        Raises:
+            MessageUnknown
+        """
+        entry = await self._journal.off_loop(self._journal.find, activity_id)
+        if entry is None:
+            raise MessageUnknown(activity_id=activity_id)
+        return entry
+
+    @contextmanager
+    def answering(self, activity_id: str) -> Iterator[None]:
+        """Held while an answer is sent, so that two calls at once cannot both send one.
+
+        Raises:
+            InvalidArgument: an answer to this message is on its way.
+        """
+        if activity_id in self._answering:
+            raise InvalidArgument(argument="activity_id", reason="an answer to this message is being sent already")
+        self._answering.add(activity_id)
+        try:
+            yield
+        finally:
+            self._answering.discard(activity_id)
+
+    async def _lease(self, key: str) -> Entry | None:
+        now = self._clock.now().timestamp()
+        entry = await self._journal.off_loop(
+            self._journal.lease, session=self.session, key=key, until=now + self._lease_s, now=now
+        )
+        if entry is not None:
+            await self.recount()
+        return entry
+
+    async def recount(self) -> None:
+        self._counts = await self._journal.off_loop(self._journal.counts)
+
+    def _reclaim(self) -> int:
+        """Release the leases of sessions whose lock is free; the number of messages that came back."""
+        released = 0
+        for session in self._journal.lease_holders() - {self.session}:
+            lock = OwnerLock(self._lock_file(session))
+            if lock.try_acquire():
+                count = self._journal.release_session(session)
+                log.info("mailbox.session_gone", count=count)
+                released += count
+                lock.release()
+                self._lock_file(session).unlink(missing_ok=True)
+        return released
+
+    def _lock_file(self, session: str) -> Path:
+        return self._state.sessions / f"{session}.lock"
+
+    def _view(self, entry: Entry) -> dict[str, Any]:
+        """The message as an agent sees it, the same in every path (agent-side 4)."""
+        message = entry.message
+        peer = self._directory.known(message.peer_id) if message.peer_id else None
+        view: dict[str, Any] = {
+            "activity_id": message.activity_id,
+            "kind": message.kind.value,
+            "workspace_id": self._workspace_id,
+            "peer_id": message.peer_id,
+            "peer_name": peer.name if peer else None,
+            "peer_role": peer.role if peer else None,
+            "text": message.text,
+            "attachments": [_attachment(part) for part in message.files],
+            "created_at": message.created_at,
+            "attempt": entry.attempt,
+            "state": entry.state.value,
+            "pushed": False,
+            "delegation_id": message.delegation_id,
+        }
+        if len(message.text) > TEXT_CODE_POINTS:
+            view["text"] = message.text[:TEXT_CODE_POINTS]
+            view["text_truncated"] = True
+            view["text_path"] = self._whole_text(entry)
+        return view
+
+    def _whole_text(self, entry: Entry) -> str | None:
+        """The path of a file with the whole text; named by our own number, never by an id from outside."""
+        file = self._state.texts / f"{entry.ord}.txt"
+        try:
+            if not file.exists():
+                self._state.write_private(file, entry.message.text)
+        except LocalStateError as error:
+            log.warning("mailbox.text_not_written", detail=str(error))
+            return None
+        return os.fspath(file)
+
+
+def _attachment(part: FilePart) -> dict[str, Any]:
+    return {
+        "name": clean_name(part.name) or "file",
+        "mime_type": part.mime_type,
+        "size": part.size,
+        "status": "failed",
+        "path": None,
+        "reason": FILES_LATER,
+    }

@@ -1,0 +1,227 @@
+"""The platform's feed into the journal: `GET /workspaces/:id/activity`, page by page, cursor by cursor.
+
+With a cursor rows come oldest first. Without one (first start, or a 410 because rows are pruned after 7 days) a window
+of time is read, newest first, paged back until it is complete and turned round (contract 4.3). The journal drops what
+it knows, so reading twice is harmless and reading too little is the only mistake.
+
+Pace (agent-side 4): 5 s when idle, 1 s for a minute after traffic, 60 s while the doorbell is up, back-off to 30 s
+after failures. A ring means now, and once more a second later if nothing came.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import assert_never
+
+import structlog
+
+from molecule_runtime.client import PlatformClient
+from molecule_runtime.clock import Clock, wait_for_event
+from molecule_runtime.errors import CredentialError, CursorExpired, MoleculeError, Unauthorized, Unavailable, advice
+from molecule_runtime.inbox.classify import Echo, Kind, Message, UploadNotice, classify
+from molecule_runtime.inbox.journal import Journal
+from molecule_runtime.retry import POLL
+from molecule_runtime.wire.activity import ActivityRow
+
+PAGE_ROWS = 100
+WINDOW_PAGE_ROWS = 500
+"""The largest page a platform gives (contract 4.3)."""
+WINDOW_MIN_S = 600
+WINDOW_MAX_S = 7 * 86_400
+WINDOW_MARGIN_S = 60
+IDLE_S = 5.0
+BUSY_S = 1.0
+BUSY_FOR_S = 60.0
+RUNG_AGAIN_S = 1.0
+DOORBELL_IDLE_S = 60.0
+OVERLAP_EVERY_S = 60.0
+OVERLAP_S = 60
+"""On a platform without `seq` two rows of one instant can hide one behind the cursor: look back once a minute."""
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class InboxHealth:
+    """Whether the feed is being read. `last_error` is a sentence, None when the last read went well."""
+
+    last_ok_at: datetime | None = None
+    consecutive_failures: int = 0
+    last_error: MoleculeError | None = None
+
+    @property
+    def sentence(self) -> str | None:
+        return str(advice(self.last_error)) if self.last_error is not None else None
+
+
+class Poller:
+    """Reads one workspace's feed until cancelled. `on_messages` hears of every page that brought something new."""
+
+    def __init__(
+        self,
+        client: PlatformClient,
+        journal: Journal,
+        *,
+        clock: Clock,
+        on_messages: Callable[[list[Message]], Awaitable[None]],
+        on_refused: Callable[[], object] = lambda: None,
+        doorbell_is_up: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._client = client
+        self._journal = journal
+        self._clock = clock
+        self._on_messages = on_messages
+        self._on_refused = on_refused
+        self._doorbell_is_up = doorbell_is_up
+        self._rung = asyncio.Event()
+        self._health = InboxHealth()
+        self._busy_until = -math.inf
+        self._has_seq = True
+        self._overlap_at = clock.monotonic() + OVERLAP_EVERY_S
+
+    def health(self) -> InboxHealth:
+        return self._health
+
+    def ring(self) -> None:
+        """Poll now. Call in the poller's own event loop."""
+        self._rung.set()
+
+    async def run(self) -> None:
+        """Poll until cancelled; no failure of network, platform or disk ends it."""
+        ring_again = False
+        while True:
+            was_rung, ring_again = self._rung.is_set() or ring_again, False
+            self._rung.clear()
+            try:
+                found = await self.poll_once()
+            except MoleculeError as error:
+                await self._pause(self._note_failure(error))
+                continue
+            except Exception as bug:
+                log.exception("poller.iteration_failed", error=type(bug).__name__)
+                await self._pause(POLL.cap_s)
+                continue
+            self._health = InboxHealth(last_ok_at=self._clock.now())
+            if was_rung and not found:
+                await self._pause(RUNG_AGAIN_S)
+                if not self._rung.is_set():
+                    await self._poll_after_silent_ring()
+            await self._pause(self._idle_s())
+
+    async def poll_once(self) -> int:
+        """Read everything there is now into the journal; the number of new messages.
+
+        Raises:
+            PlatformError, JournalUnusable: nothing of the failed page was kept and the cursor did not move.
+        """
+        found = 0
+        position = await self._journal.off_loop(self._journal.position)
+        cursor = position.cursor
+        if cursor is None:
+            return await self._read_window()
+        while True:
+            try:
+                rows = await self._client.activity(since_id=cursor, limit=PAGE_ROWS)
+            except CursorExpired:
+                log.info("poller.cursor_expired")
+                await self._journal.off_loop(self._journal.forget_cursor)
+                return found + await self._read_window()
+            found += await self._keep(rows)
+            if len(rows) < PAGE_ROWS:
+                break
+            cursor = rows[-1].id
+        if not self._has_seq and self._clock.monotonic() >= self._overlap_at:
+            self._overlap_at = self._clock.monotonic() + OVERLAP_EVERY_S
+            found += await self._keep(await self._window(OVERLAP_S), moves_cursor=False)
+        return found
+
+    async def _poll_after_silent_ring(self) -> None:
+        try:
+            await self.poll_once()
+        except MoleculeError as error:
+            self._note_failure(error)
+
+    async def _read_window(self) -> int:
+        """A read without a cursor: as far back as something may have been missed, oldest first into the journal."""
+        position = await self._journal.off_loop(self._journal.position)
+        if position.backlog:
+            seconds = WINDOW_MAX_S
+        else:
+            away = self._clock.now().timestamp() - position.last_row_at if position.last_row_at else 0
+            seconds = min(max(math.ceil(away) + WINDOW_MARGIN_S, WINDOW_MIN_S), WINDOW_MAX_S)
+        rows = await self._window(seconds)
+        return await self._keep(rows)
+
+    async def _window(self, seconds: int) -> list[ActivityRow]:
+        """All rows of the last `seconds`, oldest first, however many pages they take."""
+        newest_first: list[ActivityRow] = []
+        known: set[str] = set()
+        before: datetime | None = None
+        while True:
+            page = await self._client.activity(since_secs=seconds, before=before, limit=WINDOW_PAGE_ROWS)
+            fresh = [row for row in page if row.id not in known]
+            newest_first += fresh
+            known.update(row.id for row in fresh)
+            if len(page) < WINDOW_PAGE_ROWS or not fresh:
+                return newest_first[::-1]
+            # `before_ts` is exclusive: ask for the oldest instant again, in case more rows share it
+            before = page[-1].created_at + timedelta(microseconds=1)
+
+    async def _keep(self, rows: list[ActivityRow], *, moves_cursor: bool = True) -> int:
+        if not rows:
+            return 0
+        self._has_seq = all(row.seq is not None for row in rows)
+        messages = []
+        for row in rows:
+            what = classify(row, own_id=self._client.workspace_id)
+            match what:
+                case Message():
+                    messages.append(what)
+                case UploadNotice():
+                    log.info("poller.upload_noticed", file_id=what.file_id, size_bytes=what.part.size)
+                case Echo():
+                    pass
+                case _:
+                    assert_never(what)
+        added = await self._journal.off_loop(
+            self._journal.append,
+            messages,
+            cursor=rows[-1].id if moves_cursor else None,
+            last_row_at=rows[-1].created_at.timestamp(),
+            now=self._clock.now().timestamp(),
+        )
+        if messages:
+            self._busy_until = self._clock.monotonic() + BUSY_FOR_S
+        new = [message for message in messages if message.activity_id in set(added)]
+        if new:
+            log.info("poller.messages_received", count=len(new))
+            await self._on_messages(new)
+        return len(new)
+
+    def _idle_s(self) -> float:
+        if self._doorbell_is_up():
+            return DOORBELL_IDLE_S
+        return BUSY_S if self._clock.monotonic() < self._busy_until else IDLE_S
+
+    def _note_failure(self, error: MoleculeError) -> float:
+        """Remember and log a failure (once, not each time); the seconds to wait before the next attempt."""
+        failures = self._health.consecutive_failures + 1
+        if failures == 1 or type(error) is not type(self._health.last_error):
+            log.warning("poller.failed", error=type(error).__name__, detail=str(error))
+        self._health = replace(self._health, consecutive_failures=failures, last_error=error)
+        if isinstance(error, Unauthorized | CredentialError):
+            self._on_refused()
+        retry_after_s = error.retry_after_s if isinstance(error, Unavailable) else None
+        return POLL.delay(failures, retry_after_s=retry_after_s)
+
+    async def _pause(self, seconds: float) -> None:
+        await wait_for_event(self._rung, seconds, self._clock)
+
+
+def peers_in(messages: list[Message]) -> set[str]:
+    """The ids of the peers that speak in these messages."""
+    return {message.peer_id for message in messages if message.kind is Kind.PEER_AGENT}

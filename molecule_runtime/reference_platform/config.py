@@ -1,0 +1,111 @@
+"""The platform's configuration: one frozen object, read once from a mapping (contract 0.1, 0.11, 1.8).
+
+Nothing else of the platform reads the environment. A bad number falls back to its default, as operators of the
+existing platform expect; a set-up that would leave the platform open to a network is refused.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from molecule_runtime.errors import Problem, SettingsError
+
+STALE_AFTER_S = 90.0
+"""Silence after which an external workspace shows as awaiting its agent (contract 2.4)."""
+SWEEP_INTERVAL_S = 15.0
+"""Period of the stale sweep: an agent shows as gone 90-105 s after its last beat (contract 2.4)."""
+CORS_ORIGINS = ("http://localhost:3000", "http://localhost:3001")
+"""Where a separately served canvas lives during development (contract 1.8)."""
+DEVELOPMENT_NAMES = frozenset({"development", "dev"})
+
+
+@dataclass(frozen=True)
+class PlatformConfig:
+    """Everything the platform needs to know. `port` 0 lets the system choose; `database` is a path or a URL."""
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    database: str = "molecule-platform.sqlite3"
+    admin_token: str = field(default="", repr=False)
+    environment: str = ""
+    cors_origins: tuple[str, ...] = CORS_ORIGINS
+    external_url: str = ""
+    stale_after_s: float = STALE_AFTER_S
+    sweep_interval_s: float = SWEEP_INTERVAL_S
+
+    def __post_init__(self) -> None:
+        if not is_loopback(self.host) and not self.admin_token:
+            raise SettingsError(
+                (
+                    Problem(
+                        id="admin_token_missing",
+                        summary=f"the platform would listen on {self.host} without an ADMIN_TOKEN",
+                        fix="Set ADMIN_TOKEN to a long random value, or listen on 127.0.0.1.",
+                    ),
+                )
+            )
+
+    @classmethod
+    def from_env(
+        cls, env: Mapping[str, str] | None = None, *, host: str, port: int, database: str | Path
+    ) -> PlatformConfig:
+        """Read the configuration from `env` (the process environment when None).
+
+        Raises:
+            SettingsError: `host` is not loopback and ADMIN_TOKEN is not set.
+        """
+        values = os.environ if env is None else env
+        return cls(
+            host=host,
+            port=port,
+            database=str(database),
+            admin_token=values.get("ADMIN_TOKEN", "").strip(),
+            environment=values.get("MOLECULE_ENV", "").strip().lower(),
+            cors_origins=_origins(values.get("CORS_ORIGINS")),
+            external_url=values.get("EXTERNAL_PLATFORM_URL", "").strip().rstrip("/"),
+            stale_after_s=_seconds(values.get("REMOTE_LIVENESS_STALE_AFTER"), STALE_AFTER_S),
+            sweep_interval_s=_seconds(values.get("REMOTE_LIVENESS_SWEEP_S"), SWEEP_INTERVAL_S),
+        )
+
+    @property
+    def development(self) -> bool:
+        """Canvas and admin routes are open: on loopback, without ADMIN_TOKEN, unless MOLECULE_ENV says otherwise."""
+        named = not self.environment or self.environment in DEVELOPMENT_NAMES
+        return named and not self.admin_token and is_loopback(self.host)
+
+    @property
+    def database_url(self) -> str:
+        """An SQLAlchemy URL; a bare path means a SQLite file."""
+        if "://" in self.database:
+            return self.database
+        return f"sqlite+aiosqlite:///{self.database}"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` (a name or an address, IPv6 with or without brackets) can only be reached from this machine."""
+    bare = host.strip().lower().removeprefix("[").removesuffix("]")
+    if bare == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(bare).is_loopback
+    except ValueError:
+        return False
+
+
+def _seconds(text: str | None, default: float) -> float:
+    try:
+        value = float(text) if text else default
+    except ValueError:
+        return default
+    return value if math.isfinite(value) and value > 0 else default
+
+
+def _origins(text: str | None) -> tuple[str, ...]:
+    if text is None:
+        return CORS_ORIGINS
+    return tuple(origin.strip().rstrip("/") for origin in text.split(",") if origin.strip())

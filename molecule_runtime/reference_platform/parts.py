@@ -1,0 +1,76 @@
+"""All collaborators of one platform in one object, `app.state.parts`: no globals, so a process may hold several."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from starlette.requests import HTTPConnection
+
+from molecule_runtime.clock import Clock
+from molecule_runtime.reference_platform.auth import Auth
+from molecule_runtime.reference_platform.bus import EventBus
+from molecule_runtime.reference_platform.config import PlatformConfig
+from molecule_runtime.reference_platform.metrics import Metrics
+from molecule_runtime.reference_platform.services.activity import ActivityLog
+from molecule_runtime.reference_platform.services.chat_history import ChatHistories
+from molecule_runtime.reference_platform.services.messages import AgentMessageWriter, Inbound
+from molecule_runtime.reference_platform.services.peers import Peers
+from molecule_runtime.reference_platform.services.presence import Presence
+from molecule_runtime.reference_platform.services.tokens import Tokens
+from molecule_runtime.reference_platform.services.workspaces import Workspaces
+from molecule_runtime.reference_platform.store.engine import Store
+from molecule_runtime.reference_platform.sweeper import Sweeper
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What routes work with; `build_parts` wires it."""
+
+    config: PlatformConfig
+    clock: Clock
+    store: Store
+    bus: EventBus
+    metrics: Metrics
+    tokens: Tokens
+    auth: Auth
+    workspaces: Workspaces
+    presence: Presence
+    peers: Peers
+    activity: ActivityLog
+    inbound: Inbound
+    agent_messages: AgentMessageWriter
+    chat_histories: ChatHistories
+    sweeper: Sweeper
+
+
+def build_parts(config: PlatformConfig, clock: Clock) -> Parts:
+    """Wire a platform. Nothing is opened yet: the lifespan of the app does that."""
+    store = Store(config.database_url)
+    bus = EventBus(clock)
+    tokens = Tokens(store, clock)
+    peers = Peers(store)
+    activity = ActivityLog(store, bus, clock)
+    presence = Presence(store, bus, clock, stale_after_s=config.stale_after_s)
+    return Parts(
+        config=config,
+        clock=clock,
+        store=store,
+        bus=bus,
+        metrics=Metrics(),
+        tokens=tokens,
+        auth=Auth(config, tokens),
+        workspaces=Workspaces(store, bus, clock),
+        presence=presence,
+        peers=peers,
+        activity=activity,
+        inbound=Inbound(store, peers, activity, clock),
+        agent_messages=AgentMessageWriter(store, bus, clock),
+        chat_histories=ChatHistories(store),
+        sweeper=Sweeper(presence, tokens, clock, interval_s=config.sweep_interval_s),
+    )
+
+
+def parts_of(connection: HTTPConnection) -> Parts:
+    """The parts of the app that serves this request or socket."""
+    parts: Parts = connection.app.state.parts
+    return parts

@@ -1,0 +1,26 @@
+"""`/health` and `/metrics`: open to everybody (contract 1.8, 9.1)."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from molecule_runtime.reference_platform.metrics import CONTENT_TYPE
+from molecule_runtime.reference_platform.parts import parts_of
+
+
+def routes() -> list[Route]:
+    return [
+        Route("/health", _health),
+        Route("/healthz", _health),
+        Route("/metrics", _metrics),
+    ]
+
+
+async def _health(_request: Request) -> Response:
+    return JSONResponse({"status": "ok"})
+
+
+async def _metrics(request: Request) -> Response:
+    return Response(parts_of(request).metrics.render(), headers={"Content-Type": CONTENT_TYPE})

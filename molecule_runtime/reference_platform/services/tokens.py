@@ -1,0 +1,163 @@
+"""Workspace tokens: minting, revoking, and telling whose a bearer is (contract 1.2).
+
+A token is 32 random bytes; the store holds only its SHA-256 digest and its first 8 characters. A token opens its own
+workspace and nothing else, and nothing at all once it is revoked or the workspace removed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Connection, exists, func, insert, select, update
+
+from molecule_runtime.clock import Clock
+from molecule_runtime.reference_platform.identifiers import new_id
+from molecule_runtime.reference_platform.store.engine import Store
+from molecule_runtime.reference_platform.store.tables import workspace_tokens, workspaces
+from molecule_runtime.wire.registry import WorkspaceStatus
+
+TOKEN_BYTES = 32
+PREFIX_CHARS = 8
+"""Characters of a token that are kept in clear, so that a person can tell tokens apart (contract 1.2)."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What the SELF-TOKEN rule needs to know of a workspace and of the bearer that was presented for it."""
+
+    known: bool
+    removed: bool
+    has_live_token: bool
+    bearer_owner: str | None
+
+
+class Tokens:
+    """Looks tokens up and remembers when each was last used."""
+
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+        self._used: dict[str, datetime] = {}
+
+    async def owner(self, bearer: str) -> str | None:
+        """The workspace that a live token belongs to; None for everything else.
+
+        Raises:
+            StoreError: nobody can say.
+        """
+        found = await self._store.read(_live_token, bearer)
+        return self._note_use(found)
+
+    async def standing(self, workspace_id: str, bearer: str) -> Standing:
+        """Where a workspace stands with respect to a bearer ("" for none), in one snapshot.
+
+        Raises:
+            StoreError: nobody can say.
+        """
+        status, live, found = await self._store.read(_standing, workspace_id, bearer)
+        return Standing(
+            known=status is not None,
+            removed=status == WorkspaceStatus.REMOVED,
+            has_live_token=live,
+            bearer_owner=self._note_use(found),
+        )
+
+    async def any_live(self) -> bool:
+        """Whether any workspace has a live token; without one the platform counts as freshly installed."""
+        return await self._store.read(_any_live)
+
+    async def flush_last_used(self) -> None:
+        """Write the times of use noted since the last flush.
+
+        Noting is kept apart from writing so that an authenticated read never waits for a writer.
+        """
+        used, self._used = self._used, {}
+        if used:
+            await self._store.write(_write_last_used, used)
+
+    def _note_use(self, found: tuple[str, str] | None) -> str | None:
+        if found is None:
+            return None
+        token_id, workspace_id = found
+        self._used[token_id] = self._clock.now()
+        return workspace_id
+
+
+def mint(connection: Connection, workspace_id: str, now: datetime) -> str:
+    """Create a live token inside the caller's transaction; the return value is its only clear copy."""
+    token = random_secret()
+    connection.execute(
+        insert(workspace_tokens).values(
+            id=new_id(),
+            workspace_id=workspace_id,
+            digest=_digest(token),
+            prefix=token[:PREFIX_CHARS],
+            created_at=now,
+        )
+    )
+    return token
+
+
+def revoke_all(connection: Connection, workspace_ids: Sequence[str], now: datetime) -> None:
+    """Revoke every live token of these workspaces."""
+    connection.execute(
+        update(workspace_tokens)
+        .where(workspace_tokens.c.workspace_id.in_(workspace_ids), workspace_tokens.c.revoked_at.is_(None))
+        .values(revoked_at=now)
+    )
+
+
+def has_live(connection: Connection, workspace_id: str) -> bool:
+    """Whether the workspace has a token that is not revoked."""
+    query = select(func.count()).where(
+        workspace_tokens.c.workspace_id == workspace_id, workspace_tokens.c.revoked_at.is_(None)
+    )
+    return connection.execute(query).scalar_one() > 0
+
+
+def random_secret() -> str:
+    """43 characters of base64url: 32 random bytes without padding."""
+    return secrets.token_urlsafe(TOKEN_BYTES)
+
+
+def _digest(token: str) -> bytes:
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
+
+
+def _live_token(connection: Connection, bearer: str) -> tuple[str, str] | None:
+    """(token id, workspace id) of a live token of a workspace that is not removed."""
+    if not bearer:
+        return None
+    query = (
+        select(workspace_tokens.c.id, workspace_tokens.c.workspace_id)
+        .join(workspaces, workspaces.c.id == workspace_tokens.c.workspace_id)
+        .where(
+            workspace_tokens.c.digest == _digest(bearer),
+            workspace_tokens.c.revoked_at.is_(None),
+            workspaces.c.status != WorkspaceStatus.REMOVED,
+        )
+    )
+    row = connection.execute(query).one_or_none()
+    return None if row is None else (row.id, row.workspace_id)
+
+
+def _standing(
+    connection: Connection, workspace_id: str, bearer: str
+) -> tuple[str | None, bool, tuple[str, str] | None]:
+    status = connection.execute(select(workspaces.c.status).where(workspaces.c.id == workspace_id)).scalar_one_or_none()
+    return status, has_live(connection, workspace_id), _live_token(connection, bearer)
+
+
+def _any_live(connection: Connection) -> bool:
+    return bool(connection.execute(select(exists().where(workspace_tokens.c.revoked_at.is_(None)))).scalar_one())
+
+
+def _write_last_used(connection: Connection, used: dict[str, datetime]) -> None:
+    for token_id, moment in used.items():
+        connection.execute(
+            update(workspace_tokens).where(workspace_tokens.c.id == token_id).values(last_used_at=moment)
+        )

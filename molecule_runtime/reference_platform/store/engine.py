@@ -1,0 +1,133 @@
+"""The way into the database: `read` and `write` run a function of a connection inside one transaction.
+
+A work function is plain synchronous SQLAlchemy Core, `work(connection, *args)`, so the same function runs over
+aiosqlite and asyncpg. A SQLite writer takes the write lock when it begins (BEGIN IMMEDIATE): a transaction that reads
+and then writes can neither fail halfway nor see rows change below it. Readers have connections of their own and, with
+the write-ahead log, never wait for a writer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import anyio.to_thread
+from sqlalchemy import Connection, event
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool
+
+from molecule_runtime.reference_platform.store.schema import upgrade_to_head
+
+BUSY_TIMEOUT_MS = 5_000
+"""How long a SQLite writer waits for another process's transaction before it gives up with a `StoreError`."""
+READERS = 4
+"""Reading connections; each costs a thread with aiosqlite, and there are few cores."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class StoreError(Exception):
+    """The database did not do what it was asked: never a statement about what is or is not in it."""
+
+
+class Store:
+    """One database. Create it inside the loop that uses it; `close` it there."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._migrated = False
+        if make_url(url).get_backend_name() == "sqlite":
+            self._writer = _sqlite_engine(url, begin="BEGIN IMMEDIATE", pool_size=1, read_only=False)
+            self._reader = _sqlite_engine(url, begin="BEGIN", pool_size=READERS, read_only=True)
+        else:
+            self._writer = self._reader = create_async_engine(url, pool_pre_ping=True)
+
+    async def migrate(self) -> None:
+        """Bring the schema to the newest revision, once for each store; nothing happens when it is there already.
+
+        Raises:
+            StoreError: the database cannot be opened or altered.
+        """
+        if self._migrated:
+            return
+        # Alembic reads files and blocks: it gets a thread, and in it a loop and an engine of its own.
+        await _translating(anyio.to_thread.run_sync(lambda: asyncio.run(_migrate(self._url))))
+        self._migrated = True
+
+    async def read(self, work: Callable[Concatenate[Connection, P], T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run `work` on one consistent snapshot; it must not write.
+
+        Raises:
+            StoreError: the database failed.
+        """
+        return await self._run(self._reader, work, *args, **kwargs)
+
+    async def write(self, work: Callable[Concatenate[Connection, P], T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run `work` as the only writer and commit; when it raises, nothing of it stays.
+
+        Raises:
+            StoreError: the database failed, or another process held the write lock for too long.
+        """
+        return await self._run(self._writer, work, *args, **kwargs)
+
+    async def close(self) -> None:
+        await self._writer.dispose()
+        await self._reader.dispose()
+
+    async def _run(
+        self, engine: AsyncEngine, work: Callable[Concatenate[Connection, P], T], /, *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        try:
+            async with engine.begin() as connection:
+                return await connection.run_sync(lambda sync: work(sync, *args, **kwargs))
+        except (SQLAlchemyError, OSError) as error:  # asyncpg reports a refused connection as an OSError
+            raise StoreError(type(error).__name__) from error
+
+
+async def _translating(step: Any) -> None:
+    try:
+        await step
+    except (SQLAlchemyError, OSError) as error:
+        raise StoreError(type(error).__name__) from error
+
+
+async def _migrate(url: str) -> None:
+    if make_url(url).get_backend_name() == "sqlite":
+        engine = _sqlite_engine(url, begin="BEGIN IMMEDIATE", pool_size=None, read_only=False)
+    else:
+        engine = create_async_engine(url, poolclass=NullPool)
+    try:
+        async with engine.begin() as connection:
+            await connection.run_sync(upgrade_to_head)
+    finally:
+        await engine.dispose()
+
+
+def _sqlite_engine(url: str, *, begin: str, pool_size: int | None, read_only: bool) -> AsyncEngine:
+    """An engine whose transactions start with `begin`, on connections set up for several processes on one file."""
+    if pool_size is None:
+        engine = create_async_engine(url, poolclass=NullPool)
+    else:
+        engine = create_async_engine(url, pool_size=pool_size, max_overflow=0)
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def _prepare(dbapi_connection: Any, _record: Any) -> None:
+        dbapi_connection.isolation_level = None  # the driver must not begin transactions by itself
+        cursor = dbapi_connection.cursor()
+        cursor.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+        cursor.execute("PRAGMA journal_mode = WAL")
+        cursor.execute("PRAGMA synchronous = NORMAL")
+        cursor.execute("PRAGMA foreign_keys = ON")
+        if read_only:
+            cursor.execute("PRAGMA query_only = ON")
+        cursor.close()
+
+    @event.listens_for(engine.sync_engine, "begin")
+    def _begin(connection: Connection) -> None:
+        connection.exec_driver_sql(begin)
+
+    return engine

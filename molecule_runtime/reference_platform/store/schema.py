@@ -1,0 +1,22 @@
+"""Bringing a database to the newest revision: Alembic, driven from here, without an ini file.
+
+The revisions live beside this file in `migrations/versions` and ship with the package.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+def upgrade_to_head(connection: Connection) -> None:
+    """Apply what is missing inside the caller's transaction: all of it or nothing."""
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")

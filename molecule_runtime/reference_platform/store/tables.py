@@ -1,0 +1,144 @@
+"""The tables, for SQLite and PostgreSQL alike (contract 1.2, 2, 3, 4.3).
+
+The live schema comes from the migrations; a test compares the two.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Dialect,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+)
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware UTC instant. SQLite keeps it as text of fixed width, so that text order is time order."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        moment = value.astimezone(UTC)
+        return moment.replace(tzinfo=None) if dialect.name == "sqlite" else moment
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        moment: datetime = value
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
+class PlainText(TypeDecorator[str]):
+    """Text without NUL characters, which PostgreSQL cannot store and nobody can read."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        return None if value is None else value.replace("\x00", "")
+
+
+def _json() -> JSON:
+    return JSON(none_as_null=True)
+
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+workspaces = Table(
+    "workspaces",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("name", PlainText, nullable=False),
+    Column("role", PlainText),
+    Column("tier", Integer, nullable=False, default=3),
+    Column("status", String(32), nullable=False),
+    Column("runtime", String(100), nullable=False),
+    Column("delivery_mode", String(8), nullable=False),
+    Column("url", PlainText, nullable=False, default=""),
+    Column("agent_card", _json()),
+    Column("parent_id", String(36), ForeignKey("workspaces.id"), index=True),
+    Column("active_tasks", BigInteger, nullable=False, default=0),
+    Column("max_concurrent_tasks", Integer, nullable=False, default=1),
+    Column("last_error_rate", Float, nullable=False, default=0.0),
+    Column("last_sample_error", PlainText, nullable=False, default=""),
+    Column("uptime_seconds", BigInteger, nullable=False, default=0),
+    Column("current_task", PlainText, nullable=False, default=""),
+    Column("runtime_metadata", _json()),
+    Column("workspace_dir", PlainText),
+    Column("monthly_spend", BigInteger, nullable=False, default=0),
+    Column("budget_limit", BigInteger),
+    Column("x", Float, nullable=False, default=0.0),
+    Column("y", Float, nullable=False, default=0.0),
+    Column("collapsed", Boolean, nullable=False, default=False),
+    Column("platform_inbound_secret", String(64)),
+    # The workspace's activity sequence and the instant of its last row in microseconds since 1970 (contract 0.7).
+    Column("last_seq", BigInteger, nullable=False, default=0),
+    Column("last_row_us", BigInteger, nullable=False, default=0),
+    Column("last_heartbeat_at", UtcDateTime),
+    Column("last_outbound_at", UtcDateTime),
+    Column("removed_at", UtcDateTime),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("updated_at", UtcDateTime, nullable=False),
+    Index(None, "status"),
+)
+
+workspace_tokens = Table(
+    "workspace_tokens",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("workspace_id", String(36), ForeignKey("workspaces.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("digest", LargeBinary(32), nullable=False, unique=True),
+    Column("prefix", String(8), nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("last_used_at", UtcDateTime),
+    Column("revoked_at", UtcDateTime),
+)
+
+activity_logs = Table(
+    "activity_logs",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("workspace_id", String(36), ForeignKey("workspaces.id", ondelete="CASCADE"), nullable=False),
+    Column("seq", BigInteger, nullable=False),
+    Column("activity_type", String(32), nullable=False),
+    Column("source_id", String(36)),
+    Column("target_id", String(36)),
+    Column("method", PlainText),
+    Column("summary", PlainText),
+    Column("request_body", _json()),
+    Column("response_body", _json()),
+    Column("tool_trace", _json()),
+    Column("duration_ms", BigInteger),
+    Column("status", String(32), nullable=False),
+    Column("error_detail", PlainText),
+    Column("created_at", UtcDateTime, nullable=False),
+    UniqueConstraint("workspace_id", "seq"),
+    Index(None, "created_at"),
+)

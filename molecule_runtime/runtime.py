@@ -1,0 +1,147 @@
+"""The runtime: all workspaces in one task group, on a thread of its own.
+
+A thread of its own, because presence must not depend on tools: the heartbeat keeps its pace while a tool blocks the
+MCP loop, while a large import holds the interpreter, and while the host is silent. Everything else reaches it through
+one bridge, `RuntimeThread.call`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+import structlog
+
+from molecule_runtime import __version__
+from molecule_runtime.clock import Clock, SystemClock
+from molecule_runtime.errors import LocalStateError, StateDirUnwritable
+from molecule_runtime.settings import Settings
+from molecule_runtime.state import StateDir, WorkspaceState
+from molecule_runtime.workspace import Roles, Workspace
+
+STOP_TIMEOUT_S = 0.3
+"""A process must be gone within 0.5 s of its signal (agent-side 2); what is left is cut off, as a kill would."""
+
+T = TypeVar("T")
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+class Runtime:
+    """The workspaces of one process. Make it in the event loop that runs it."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        state_dir: StateDir | StateDirUnwritable,
+        clock: Clock | None = None,
+        roles: Roles | None = None,
+        log_file: Path | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        """`state_dir` may be the error that opening it raised: the runtime then lives without an inbox."""
+        allowed = roles or Roles()
+        effective = Roles(
+            beats=allowed.beats and not settings.disable_heartbeat,
+            reads_inbox=allowed.reads_inbox and not settings.disable_inbox,
+        )
+        state, trouble = _workspace_state(state_dir, settings.workspace_id)
+        self.workspace = Workspace(
+            settings,
+            state=state,
+            state_problem=trouble,
+            clock=clock or SystemClock(),
+            roles=effective,
+            transport=transport,
+        )
+        self._log_file = log_file
+
+    async def run(self) -> None:
+        """Keep the workspaces going until cancelled."""
+        await self.workspace.run()
+
+    async def snapshot(self) -> dict[str, Any]:
+        """What `runtime_status` and `molecule-mcp status` show (agent-side 5)."""
+        problems = self.workspace.problems()
+        return {
+            "workspaces": [await self.workspace.snapshot()],
+            "version": __version__,
+            "log_file": str(self._log_file) if self._log_file else None,
+            "problems": [{"id": p.id, "summary": p.summary, "fix": p.fix} for p in problems],
+        }
+
+
+def _workspace_state(
+    opened: StateDir | StateDirUnwritable, workspace_id: str
+) -> tuple[WorkspaceState | None, LocalStateError | None]:
+    if isinstance(opened, StateDirUnwritable):
+        return None, opened
+    try:
+        return opened.workspace(workspace_id), opened.fallback_from
+    except StateDirUnwritable as error:
+        return None, error
+
+
+class RuntimeThread:
+    """Runs a `Runtime` on a daemon thread with its own event loop, and is the only bridge to it."""
+
+    def __init__(self, make_runtime: Callable[[], Runtime]) -> None:
+        self._make_runtime = make_runtime
+        self._thread = threading.Thread(target=self._run, name="molecule-runtime", daemon=True)
+        self._started: Future[tuple[asyncio.AbstractEventLoop, Runtime]] = Future()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._thread.start()
+
+    async def call(self, work: Callable[[Runtime], Awaitable[T]]) -> T:
+        """Run `work(runtime)` in the runtime's loop and await it here; a cancellation here cancels it there."""
+        loop, runtime = await asyncio.wrap_future(self._started)
+
+        async def step() -> T:
+            return await work(runtime)
+
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(step(), loop))
+
+    def cast(self, work: Callable[[Runtime], Awaitable[object]]) -> None:
+        """Run `work(runtime)` in the runtime's loop without waiting; what a cancelled caller leaves to be tidied."""
+        if not self._started.done() or self._started.exception() is not None:
+            return
+        loop, runtime = self._started.result()
+
+        async def step() -> None:
+            await work(runtime)
+
+        asyncio.run_coroutine_threadsafe(step(), loop)
+
+    def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> bool:
+        """Cancel the runtime and wait for its thread; False when it did not end in time."""
+        if self._started.done() and self._started.exception() is None and self._task is not None:
+            loop, _ = self._started.result()
+            try:
+                loop.call_soon_threadsafe(self._task.cancel)
+            except RuntimeError:
+                return True  # the loop has ended by itself
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._main())
+        except asyncio.CancelledError:
+            pass
+        except Exception as bug:
+            log.exception("runtime.ended", error=type(bug).__name__)
+            if not self._started.done():
+                self._started.set_exception(bug)
+
+    async def _main(self) -> None:
+        runtime = self._make_runtime()
+        self._task = asyncio.current_task()
+        self._started.set_result((asyncio.get_running_loop(), runtime))
+        await runtime.run()

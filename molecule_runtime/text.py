@@ -1,0 +1,60 @@
+"""Text that stays whole: cuts on code points, names made safe to show, secrets taken out.
+
+A preview cut by bytes tears CJK and emoji and the row that holds it is lost (users of the existing system reported
+exactly that), so every cut of the product is one of the two functions here.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+ELLIPSIS = "…"
+PREVIEW_CODE_POINTS = 80
+"""Code points of a message in a row's summary (contract 4.2)."""
+LEDGER_PREVIEW_BYTES = 4096
+"""Bytes of a delegation's preview (contract 6.5)."""
+NAME_CODE_POINTS = 64
+"""Longest peer name or role shown to an agent (agent-side 4)."""
+
+_BRACKETS = frozenset("[]{}<>()")
+_SECRETS = (
+    (re.compile(r"(?i)\b(authorization\s*[:=]\s*)(bearer\s+)?\S+"), r"\1[redacted]"),
+    (re.compile(r"(?i)\bbearer\s+[A-Za-z0-9._~+/=-]{6,}"), "Bearer [redacted]"),
+    (re.compile(r"(?i)\b([A-Z0-9_]*(?:token|secret|password|api_key)\"?\s*[:=]\s*)\"?[^\s\",}]{6,}"), r"\1[redacted]"),
+    (re.compile(r"(?<![A-Za-z0-9_-])[A-Za-z0-9_-]{43}(?![A-Za-z0-9_-])"), "[redacted]"),
+    (re.compile(r"(?i)(://)[^/\s:@]+:[^/\s@]+@"), r"\1[redacted]@"),
+)
+
+
+def cut_code_points(text: str, limit: int = PREVIEW_CODE_POINTS) -> str:
+    """The first `limit` code points, and "…" after them only when something was cut."""
+    return text if len(text) <= limit else text[:limit] + ELLIPSIS
+
+
+def cut_bytes(text: str, limit: int = LEDGER_PREVIEW_BYTES) -> str:
+    """The longest prefix of at most `limit` UTF-8 bytes that ends on a code point; no mark is added."""
+    encoded = text.encode("utf-8", "replace")
+    return text if len(encoded) <= limit else encoded[:limit].decode("utf-8", "ignore")
+
+
+def clean_name(name: object) -> str | None:
+    """A peer's name or role as it may stand in a prompt: no control, bidi or bracket characters, 64 code points.
+
+    Letters of every script stay. None when nothing is left.
+    """
+    if not isinstance(name, str):
+        return None
+    kept = "".join(
+        " " if char.isspace() else char
+        for char in name
+        if char.isspace() or (char not in _BRACKETS and unicodedata.category(char) not in {"Cc", "Cf", "Cs", "Co"})
+    )
+    return " ".join(kept.split())[:NAME_CODE_POINTS].strip() or None
+
+
+def redact(text: str) -> str:
+    """The text without anything that looks like a credential: bearer values, `…TOKEN=…`, 43-character tokens."""
+    for pattern, replacement in _SECRETS:
+        text = pattern.sub(replacement, text)
+    return text

@@ -1,0 +1,130 @@
+"""`POST /workspaces/:id/a2a`: JSON-RPC message/send, and the several shapes of its answer (contract 4.1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Literal
+
+from molecule_runtime.wire._base import WireModel
+
+
+class Method(StrEnum):
+    """Values of an activity row's `method` that have a meaning of their own."""
+
+    MESSAGE_SEND = "message/send"
+    NOTIFY = "notify"
+    CHAT_UPLOAD_RECEIVE = "chat_upload_receive"
+    DELEGATE_RESULT = "delegate_result"
+
+
+RESERVED_METHODS = frozenset({Method.NOTIFY, Method.CHAT_UPLOAD_RECEIVE, Method.DELEGATE_RESULT})
+"""Written by the platform itself; nobody may send them through /a2a (contract 0.3)."""
+
+
+class TextPart(WireModel):
+    kind: Literal["text"] = "text"
+    text: str
+
+
+class A2AMessage(WireModel):
+    role: str
+    messageId: str
+    parts: list[TextPart]
+    metadata: dict[str, Any] = {}
+
+
+class SendParams(WireModel):
+    message: A2AMessage
+    metadata: dict[str, Any] = {}
+
+
+class SendRequest(WireModel):
+    """The envelope we send. Canvases send less (no `jsonrpc`, no `id`); platforms fill that in."""
+
+    jsonrpc: Literal["2.0"] = "2.0"
+    id: str
+    method: Literal[Method.MESSAGE_SEND] = Method.MESSAGE_SEND
+    params: SendParams
+
+
+@dataclass(frozen=True)
+class Queued:
+    """The target polls (200) or is busy (202): the message is stored, an answer comes as a message of its own."""
+
+    delivery_mode: str | None = None
+    queue_id: str | None = None
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A push target answered at once; `text` is the joined text of its parts, `result` the whole result."""
+
+    text: str
+    result: Any
+
+
+@dataclass(frozen=True)
+class Refused:
+    """The target's own error: an object with a code, or a bare string (code None)."""
+
+    message: str
+    code: int | None = None
+
+
+@dataclass(frozen=True)
+class Malformed:
+    """None of the known shapes; `excerpt` holds at most 200 characters of it."""
+
+    excerpt: str
+
+
+SendOutcome = Queued | Answered | Refused | Malformed
+
+
+def part_text(part: object) -> str | None:
+    """The text of a message part named by `kind` (v1) or `type` (v0); None for anything else."""
+    if not isinstance(part, dict):
+        return None
+    if part.get("kind") == "text" or part.get("type") == "text":
+        text = part.get("text")
+        return text if isinstance(text, str) else None
+    return None
+
+
+def joined_text(parts: object) -> str:
+    """The texts of all text parts, joined without a separator (contract 4.3); "" when there are none."""
+    if not isinstance(parts, list):
+        return ""
+    return "".join(text for part in parts if (text := part_text(part)) is not None)
+
+
+def read_outcome(body: object) -> SendOutcome:
+    """Classify the JSON of a 2xx answer of /a2a; both "queued" envelopes are a success (contract 4.1)."""
+    if not isinstance(body, dict):
+        return Malformed(excerpt=str(body)[:200])
+    if body.get("status") == "queued" and body.get("delivery_mode") == "poll":
+        return Queued(delivery_mode="poll")
+    if body.get("queued") is True:
+        return Queued(queue_id=body.get("queue_id"))
+    if "error" in body:
+        error = body["error"]
+        if isinstance(error, dict):
+            return Refused(message=str(error.get("message", "")), code=error.get("code"))
+        return Refused(message=str(error))
+    if "result" in body:
+        return Answered(text=_result_text(body["result"]), result=body["result"])
+    return Malformed(excerpt=str(body)[:200])
+
+
+def _result_text(result: object) -> str:
+    if isinstance(result, str):
+        return result
+    if not isinstance(result, dict):
+        return ""
+    message = result.get("message")
+    candidates = [result.get("parts"), message.get("parts") if isinstance(message, dict) else None]
+    artifacts = result.get("artifacts")
+    if isinstance(artifacts, list):
+        candidates += [artifact.get("parts") for artifact in artifacts if isinstance(artifact, dict)]
+    return "".join(joined_text(parts) for parts in candidates)

@@ -1,0 +1,333 @@
+"""One workspace wired together: client, presence, doorbell, poller, mailbox, and the locks that say who does what.
+
+Presence and inbox are two jobs with a lock each; a process does a job only while it holds that job's lock, and waits
+for it otherwise, serving tools from the shared journal meanwhile (agent-side 4, Owners). A state directory that cannot
+be used takes the inbox away, never the presence: the canvas must show an agent that is there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import anyio
+import httpx
+import structlog
+
+from molecule_runtime.client import PlatformClient
+from molecule_runtime.clock import Clock
+from molecule_runtime.credentials import Credentials
+from molecule_runtime.doorbell import Doorbell
+from molecule_runtime.errors import JournalUnusable, LocalStateError, MoleculeError, Problem, advice
+from molecule_runtime.inbox.classify import Message
+from molecule_runtime.inbox.journal import Journal
+from molecule_runtime.inbox.mailbox import Mailbox
+from molecule_runtime.inbox.poller import Poller, peers_in
+from molecule_runtime.peers import PeerDirectory
+from molecule_runtime.presence import Presence, PresenceSnapshot, PresenceState, agent_card
+from molecule_runtime.settings import Settings
+from molecule_runtime.state import WorkspaceState
+from molecule_runtime.wire._base import rfc3339
+
+OWNER_CHECK_S = 2.0
+"""How soon a waiting process takes over a job whose owner was killed (at most 10 s, agent-side 4)."""
+JOURNAL_RETRY_S = 30.0
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Which jobs this process may do: the bare module reads the inbox and never beats (requirements R1)."""
+
+    beats: bool = True
+    reads_inbox: bool = True
+
+
+class Workspace:
+    """Everything this process does for one workspace. Made in the event loop that runs it."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        state: WorkspaceState | None,
+        clock: Clock,
+        roles: Roles,
+        state_problem: LocalStateError | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self.settings = settings
+        self.id = settings.workspace_id
+        self._state = state
+        self._clock = clock
+        self._roles = roles
+        self._inbox_error: LocalStateError | None = state_problem if state is None else None
+        self._state_fallback = state_problem if state is not None else None
+        self._journal: Journal | None = None
+        self._mailbox: Mailbox | None = None
+        self._poller: Poller | None = None
+        self._inbox_tried = asyncio.Event()
+        self._owned: set[str] = set()
+        credentials = Credentials(settings, state)
+        self.client = PlatformClient(
+            settings.platform_url, settings.workspace_id, credentials, org_id=settings.org_id, transport=transport
+        )
+        self.directory = PeerDirectory(self.client, clock=clock)
+        self._credentials = credentials
+        self.presence = Presence(
+            self.client,
+            clock=clock,
+            credentials=credentials,
+            agent_card=agent_card(
+                settings.agent_name or settings.default_agent_name,
+                description=settings.agent_description,
+                skills=settings.agent_skills,
+            ),
+            load=self._tasks_in_hand,
+            interval_s=settings.heartbeat_secs,
+            keep_secret=self._keep_inbound_secret,
+            on_snapshot=self._share_presence,
+        )
+        self._stamps: asyncio.Queue[PresenceSnapshot] = asyncio.Queue(maxsize=1)
+
+    async def run(self) -> None:
+        """Do this process's jobs until cancelled."""
+        with structlog.contextvars.bound_contextvars(workspace_id=self.id):
+            async with self.client, anyio.create_task_group() as tasks:
+                if self._roles.beats:
+                    tasks.start_soon(self._own, "beat", self.presence.run)
+                    tasks.start_soon(self._stamp_presence)
+                if self._roles.reads_inbox:
+                    tasks.start_soon(self._keep_inbox)
+                else:
+                    self._inbox_tried.set()
+
+    async def mailbox(self) -> Mailbox:
+        """The inbox, once it is open.
+
+        Raises:
+            LocalStateError: it cannot be opened; presence goes on without it.
+        """
+        await self._inbox_tried.wait()
+        if self._mailbox is None:
+            raise self._inbox_error or JournalUnusable(path="inbox", reason="it is switched off by the settings")
+        return self._mailbox
+
+    def feed_error(self) -> MoleculeError | None:
+        """Why no new message can come in now; None while the feed is read (by this process or another)."""
+        if "inbox" in self._owned and self._poller is not None:
+            return self._poller.health().last_error
+        return None
+
+    def waiting(self) -> int:
+        """Messages that nobody has been handed yet."""
+        return self._mailbox.counts().new if self._mailbox is not None else 0
+
+    def presence_sentence(self) -> str | None:
+        """One sentence while this process beats and the platform does not hear it; None when all is well."""
+        snapshot = self.presence.snapshot()
+        if not self._roles.beats or "beat" not in self._owned or snapshot.state is PresenceState.ONLINE:
+            return None
+        return f"Presence: {snapshot.state.value}."
+
+    async def snapshot(self) -> dict[str, Any]:
+        """The facts of `runtime_status` for this workspace (agent-side 5)."""
+        presence, beat_pid = await self._presence_facts()
+        counts = self._mailbox.counts() if self._mailbox is not None else None
+        return {
+            "id": self.id,
+            "name": self.settings.agent_name or self.settings.default_agent_name,
+            "platform_url": self.settings.platform_url,
+            "presence": presence,
+            "inbox": {
+                "new": counts.new if counts else 0,
+                "leased": counts.leased if counts else 0,
+                "parked": counts.parked if counts else 0,
+                "files_pending": 0,
+            },
+            "owner": {"beat": "beat" in self._owned, "inbox": "inbox" in self._owned, "pid": beat_pid},
+        }
+
+    def problems(self) -> list[Problem]:
+        """What is wrong now, each with its fix."""
+        found = []
+        if self._state_fallback is not None:
+            said = advice(self._state_fallback)
+            used = self._state.path.parent if self._state is not None else "none"
+            found.append(Problem("state.fallback", f"{said.what} {used} is used instead.", said.next))
+        if self._inbox_error is not None:
+            found.append(_problem("inbox.unusable", self._inbox_error))
+        if self._journal is not None and self._journal.moved_aside is not None:
+            found.append(
+                Problem(
+                    "inbox.damaged",
+                    f"The inbox file was damaged; it was moved to {self._journal.moved_aside}"
+                    " and the backlog was fetched again.",
+                    "Check the disk. Some messages may be offered a second time.",
+                )
+            )
+        presence = self.presence.snapshot()
+        if "beat" in self._owned and presence.last_error is not None:
+            found.append(Problem(f"presence.{presence.state.value}", presence.last_error, "See the platform's state."))
+        feed = self.feed_error()
+        if feed is not None:
+            found.append(_problem("inbox.feed", feed))
+        return found
+
+    # jobs
+
+    async def _own(self, job: str, work: Callable[[], Awaitable[None]]) -> None:
+        """Do `work` while holding the job's lock; wait for the lock as long as another process has it."""
+        if self._state is None:
+            self._owned.add(job)
+            await work()
+            return
+        lock = self._state.owner_lock(job)
+        while not lock.try_acquire():
+            await self._clock.sleep(OWNER_CHECK_S)
+        self._owned.add(job)
+        log.debug("workspace.job_taken", job=job)
+        try:
+            await work()
+        finally:
+            self._owned.discard(job)
+            lock.release()
+
+    async def _keep_inbox(self) -> None:
+        """Open the journal, now or as soon as it can be opened, and run the inbox on it."""
+        while True:
+            journal = await self._open_journal()
+            if journal is not None:
+                break
+            await self._clock.sleep(JOURNAL_RETRY_S)
+        try:
+            await self._run_inbox(journal)
+        finally:
+            journal.close()
+
+    async def _open_journal(self) -> Journal | None:
+        try:
+            if self._state is None:
+                return None
+            journal = await anyio.to_thread.run_sync(Journal.open, self._state.journal)
+            mailbox = Mailbox(
+                journal,
+                self._state,
+                workspace_id=self.id,
+                clock=self._clock,
+                directory=self.directory,
+                lease_s=self.settings.lease_secs,
+            )
+            mailbox.open_session()
+        except LocalStateError as error:
+            if self._inbox_error is None:
+                log.warning("workspace.inbox_unusable", error=type(error).__name__, detail=str(error))
+            self._inbox_error = error
+            return None
+        else:
+            self._journal, self._mailbox, self._inbox_error = journal, mailbox, None
+            return journal
+        finally:
+            self._inbox_tried.set()
+
+    async def _run_inbox(self, journal: Journal) -> None:
+        mailbox = self._mailbox
+        assert mailbox is not None
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(mailbox.reclaim_forever)
+                tasks.start_soon(self._own, "inbox", lambda: self._poll(journal, mailbox))
+        finally:
+            mailbox.close_session()
+
+    async def _poll(self, journal: Journal, mailbox: Mailbox) -> None:
+        async def arrived(messages: list[Message]) -> None:
+            peers = peers_in(messages)
+            if peers:
+                await self.directory.learn(peers)
+            await mailbox.recount()
+            mailbox.announce()
+
+        poller = Poller(
+            self.client,
+            journal,
+            clock=self._clock,
+            on_messages=arrived,
+            on_refused=self._credentials.reread,
+            doorbell_is_up=lambda: doorbell.is_up,
+        )
+        doorbell = Doorbell(self.client, poller.ring, clock=self._clock)
+        self._poller = poller
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(doorbell.run)
+            tasks.start_soon(poller.run)
+
+    # facts
+
+    def _tasks_in_hand(self) -> int:
+        return self._mailbox.counts().leased if self._mailbox is not None else 0
+
+    def _keep_inbound_secret(self, secret: str) -> None:
+        """Stored because a later push mode needs it; a poll agent never sends it (contract 1.2)."""
+        if self._state is None:
+            return
+        file = self._state.inbound_secret_file
+        try:
+            if not file.exists() or file.read_text(encoding="utf-8").strip() != secret:
+                self._state.write_private(file, secret + "\n")
+        except (LocalStateError, OSError) as error:
+            log.debug("workspace.secret_not_saved", error=type(error).__name__)
+
+    def _share_presence(self, snapshot: PresenceSnapshot) -> None:
+        """Leave the newest snapshot for the stamping task; presence itself never waits for a disk."""
+        if self._stamps.full():
+            self._stamps.get_nowait()
+        self._stamps.put_nowait(snapshot)
+
+    async def _stamp_presence(self) -> None:
+        """Write each snapshot into the journal, where the other processes of this workspace read it."""
+        while True:
+            snapshot = await self._stamps.get()
+            if self._journal is None or self._mailbox is None:
+                continue
+            try:
+                await self._journal.off_loop(
+                    self._journal.stamp,
+                    "beat",
+                    session=self._mailbox.session,
+                    pid=os.getpid(),
+                    now=self._clock.now().timestamp(),
+                    detail=_presence_json(snapshot),
+                )
+            except JournalUnusable as error:
+                log.debug("workspace.stamp_failed", detail=str(error))
+
+    async def _presence_facts(self) -> tuple[dict[str, Any], int | None]:
+        """Presence as the process that beats knows it, and that process's id."""
+        if "beat" in self._owned or self._journal is None:
+            return _presence_json(self.presence.snapshot()), os.getpid() if "beat" in self._owned else None
+        try:
+            owner = await self._journal.off_loop(self._journal.owner, "beat")
+        except JournalUnusable:
+            owner = None
+        if owner is None:
+            return _presence_json(self.presence.snapshot()), None
+        return owner.detail, owner.pid
+
+
+def _presence_json(snapshot: PresenceSnapshot) -> dict[str, Any]:
+    return {
+        "state": snapshot.state.value,
+        "since": rfc3339(snapshot.since),
+        "last_ok_at": rfc3339(snapshot.last_ok_at) if snapshot.last_ok_at else None,
+        "last_error": snapshot.last_error,
+    }
+
+
+def _problem(id: str, error: MoleculeError) -> Problem:
+    said = advice(error)
+    return Problem(id, said.what, said.next)

@@ -1,0 +1,134 @@
+"""The golden exchanges, sent to a real platform: status, shape and error text must be those of the files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from molecule_runtime.reference_platform.services import tokens
+
+from .support import Member, Platform, bearer
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+WORKSPACE = "11111111-1111-4111-8111-111111111111"
+PEER = "22222222-2222-4222-8222-222222222222"
+
+
+def exchanges() -> list[Any]:
+    """One parameter for each exchange of each file that a platform answers."""
+    found = []
+    for path in sorted(GOLDEN.glob("*.json")):
+        document = json.loads(path.read_text())
+        if document.get("client_only"):
+            continue
+        found += [
+            pytest.param(path.stem, document, exchange, id=f"{path.stem}: {exchange['name']}")
+            for exchange in document.get("exchanges", [])
+        ]
+    return found
+
+
+@pytest.mark.parametrize(("file", "document", "exchange"), exchanges())
+async def test_golden_exchange_is_answered_as_recorded(
+    platform: Platform, file: str, document: dict[str, Any], exchange: dict[str, Any]
+) -> None:
+    """Every recorded exchange has the same status, keys, JSON types and error text here (contract, each section)."""
+    ours, peer = await a_team(platform)
+    await prepare(platform, file, exchange, ours)
+
+    def placed(value: Any) -> Any:
+        return json.loads(json.dumps(value).replace(WORKSPACE, ours.id).replace(PEER, peer.id))
+
+    method, path = document["endpoint"].split(" ")
+    token = exchange.get("bearer", ours.token)
+    headers = bearer(token)
+    if "caller" in exchange:
+        headers["X-Workspace-ID"] = placed(exchange["caller"])
+    content = exchange.get("raw") or (json.dumps(placed(exchange["request"])) if "request" in exchange else None)
+    reply = await platform.http.request(
+        method,
+        placed(exchange.get("path", path)),
+        params=exchange.get("query", document.get("query")),
+        headers=headers,
+        content=content,
+    )
+
+    assert reply.status_code == exchange["status"], reply.text
+    assert differences(exchange["response"], reply.json()) == []
+
+
+async def a_team(platform: Platform) -> tuple[Member, Member]:
+    """The two workspaces that the files speak of, ours registered as its agent would do it."""
+    ours = await platform.create("laptop")
+    peer = await platform.create("ops-agent", role="sre", delivery_mode="poll")
+    await platform.register(ours)
+    await platform.beat(ours, uptime_seconds=12)
+    return ours, peer
+
+
+async def prepare(platform: Platform, file: str, exchange: dict[str, Any], ours: Member) -> None:
+    """Bring about what an exchange takes for granted."""
+    if file in ("activity", "chat_history"):
+        canvas = json.loads((GOLDEN / "a2a_canvas.json").read_text())["exchanges"][0]["request"]
+        await platform.http.post(f"/workspaces/{ours.id}/a2a", json=canvas)
+    if file == "chat_history":
+        await platform.http.post(
+            f"/workspaces/{ours.id}/notify", json={"message": "got it 世界 🌍"}, headers=ours.headers
+        )
+    if file == "get_removed_workspace":
+        await platform.http.delete(f"/workspaces/{ours.id}")
+    if exchange["name"] == "first register of a workspace without a token":
+        await platform.parts.store.write(tokens.revoke_all, [ours.id], platform.parts.clock.now())
+
+
+def differences(golden: Any, actual: Any, where: str = "$") -> list[str]:
+    """Where `actual` departs from the golden shape; a golden null stands for any value, errors must be equal."""
+    if golden is None:
+        return []
+    if isinstance(golden, dict) and isinstance(actual, dict):
+        found = [f"{where}: {sorted(golden.keys() ^ actual.keys())}"] if golden.keys() != actual.keys() else []
+        if golden.get("error") != actual.get("error") and isinstance(golden.get("error"), str):
+            found.append(f"{where}.error: {actual.get('error')!r}")
+        for key in golden.keys() & actual.keys():
+            found += differences(golden[key], actual[key], f"{where}.{key}")
+        return found
+    if isinstance(golden, list) and isinstance(actual, list):
+        if bool(golden) != bool(actual):
+            return [f"{where}: {len(actual)} elements"]
+        pattern = golden + golden[-1:] * (len(actual) - len(golden))
+        return [
+            difference
+            for index, (one, other) in enumerate(zip(pattern, actual, strict=False))
+            for difference in differences(one, other, f"{where}[{index}]")
+        ]
+    return [] if kind(golden) == kind(actual) else [f"{where}: {actual!r} is no {kind(golden)}"]
+
+
+def kind(value: Any) -> str:
+    """The JSON type of a value; 1 and 1.0 are both numbers."""
+    match value:
+        case bool():
+            return "boolean"
+        case int() | float():
+            return "number"
+        case str():
+            return "string"
+        case dict():
+            return "object"
+        case list():
+            return "array"
+        case _:
+            return "null"
+
+
+def test_the_comparison_sees_each_kind_of_difference() -> None:
+    """A missing key, another type, another error and an empty list are all noticed (ours)."""
+    golden = {"error": "no", "count": 1, "rows": [{"id": "x", "gone": None}]}
+    assert differences(golden, {"error": "no", "count": 2.5, "rows": [{"id": "y", "gone": 7}] * 2}) == []
+    assert differences(golden, {"error": "yes", "count": "1", "rows": []}) != []
+    assert len(differences(golden, {"error": "yes", "count": "1", "rows": []})) == 3
+    assert differences({"id": "x"}, {"id": None}) == ["$.id: None is no string"]
+    assert differences({"id": "x"}, {"id": "x", "more": 1}) == ["$: ['more']"]
