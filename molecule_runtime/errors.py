@@ -198,7 +198,7 @@ TOKENS_TAB = "regenerate workspace and token from the canvas, Tokens tab"
 """The cure for a removed workspace or a refused token (contract 3.4, agent-side 3)."""
 
 OUTCOMES: dict[type[MoleculeError], Outcome] = {
-    SettingsError: Outcome(Retry.NO, 2, "molecule-mcp is not set up: {error.listing}.", "{error.fixes}"),
+    SettingsError: Outcome(Retry.NO, 2, "molecule-mcp cannot run like this: {error.listing}.", "{error.fixes}"),
     CredentialError: Outcome(
         Retry.BACKOFF,
         3,

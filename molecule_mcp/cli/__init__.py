@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from typing import Annotated
 
-import click
 import typer
 
 from molecule_mcp.cli import _output, demo, platform
@@ -59,15 +58,10 @@ def _serve(*, strict: bool) -> int:
 def run() -> int:
     """Run the command line and give its exit code; expected failures are two sentences on stderr."""
     try:
-        result = app(standalone_mode=False)
-    except click.exceptions.Exit as leave:
-        return leave.exit_code
-    except click.ClickException as wrong:
-        wrong.show()
-        return wrong.exit_code
-    except click.Abort:
-        return 130
+        app()
+    except SystemExit as leave:
+        return leave.code if isinstance(leave.code, int) else 0
     except MoleculeError as error:
         _output.complain(str(advice(error)))
         return outcome(error).exit_code
-    return result if isinstance(result, int) else 0
+    return 0

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from typing import Any
 
 
 def line(text: str) -> None:
-    """One line of text on stdout, at once."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+    """One line of text on stdout, at once. A reader that has gone (`... | head`) ends the output, not the command."""
+    try:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def json_line(payload: dict[str, Any]) -> None:

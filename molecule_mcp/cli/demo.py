@@ -13,7 +13,6 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,13 +31,15 @@ class StepFailed(Exception):
     """A step did not show what it should."""
 
 
-@dataclass
 class Report:
     """The steps as they happen, for a person or as JSON lines."""
 
-    as_json: bool
-    failed: bool = False
-    began_at: float = field(default_factory=time.perf_counter)
+    def __init__(self, *, as_json: bool) -> None:
+        from rich.console import Console
+
+        self.failed = False
+        self._as_json = as_json
+        self._console = Console(highlight=False, soft_wrap=True, quiet=as_json)
 
     @asynccontextmanager
     async def step(self, name: str) -> AsyncIterator[Callable[[str], None]]:
@@ -50,26 +51,32 @@ class Report:
         details: list[str] = []
         began = time.perf_counter()
         try:
-            async with asyncio.timeout(STEP_LIMIT_S):
-                yield details.append
+            with self._console.status(name):
+                async with asyncio.timeout(STEP_LIMIT_S):
+                    yield details.append
         except Exception as error:
             self._show(name, time.perf_counter() - began, [_reason(error)], ok=False)
             raise StepFailed(name) from error
         self._show(name, time.perf_counter() - began, details, ok=True)
 
+    def end(self, seconds: float) -> None:
+        """The last line."""
+        if self.failed:
+            self._console.print("The demo stopped at the step marked ✗.", style="red")
+        else:
+            self._console.print(f"All of it worked, in {seconds:.1f} s.")
+
     def _show(self, name: str, seconds: float, details: list[str], *, ok: bool) -> None:
         self.failed |= not ok
         detail = "; ".join(details)
-        if self.as_json:
+        if self._as_json:
             _output.json_line({"step": name, "ok": ok, "seconds": round(seconds, 3), "detail": detail})
             return
-        from rich.console import Console
         from rich.text import Text
 
         mark = ("✓ ", "green") if ok else ("✗ ", "red")
-        Console(highlight=False).print(
-            Text.assemble(mark, (f"{seconds:6.2f} s  ", "dim"), name, (f"  {detail}" if detail else "", "cyan"))
-        )
+        shown = Text.assemble(mark, (f"{seconds:6.2f} s  ", "dim"), name, (f"  {detail}" if detail else "", "cyan"))
+        self._console.print(shown)
 
 
 def demo(
@@ -80,18 +87,16 @@ def demo(
         import uvicorn  # noqa: F401 - only to name the extra before anything starts
     except ModuleNotFoundError as missing:
         raise typer.Exit(_output.missing_extra("platform", missing.name)) from None
-    report = Report(as_json)
+    report = Report(as_json=as_json)
+    began = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="molecule-demo-") as directory:
         try:
             asyncio.run(_play(report, Path(directory)))
         except StepFailed:
-            pass
+            pass  # the step's own line has said it
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
-    if not as_json:
-        total = time.perf_counter() - report.began_at
-        said = "The demo stopped at the step marked ✗." if report.failed else f"All of it worked, in {total:.1f} s."
-        _output.line(said)
+    report.end(time.perf_counter() - began)
     raise typer.Exit(1 if report.failed else 0)
 
 

@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from molecule_mcp.cli import _output
+from molecule_runtime import logs
+from molecule_runtime.errors import Problem, SettingsError
 from molecule_runtime.settings import environment
 
 if TYPE_CHECKING:
     from molecule_runtime.reference_platform.attach import Attached
     from molecule_runtime.reference_platform.config import PlatformConfig
 
+DATABASE_URLS = ("sqlite+aiosqlite://", "postgresql+asyncpg://")
 DEFAULT_DATABASE = Path("~/.molecule-workspace/platform/platform.sqlite3")
 
 
@@ -48,6 +51,7 @@ def _run(config: PlatformConfig, workspace: str | None, *, as_json: bool) -> int
         from molecule_runtime.reference_platform.store.engine import StoreError
     except ModuleNotFoundError as missing:
         return _output.missing_extra("platform", missing.name)
+    logs.configure(stderr_level="WARNING", file=None)
 
     async def main() -> None:
         attached = await attach(config, workspace) if workspace is not None else None
@@ -91,8 +95,16 @@ def _announce(url: str, config: PlatformConfig, attached: Attached | None, *, as
 
 
 def _database(given: str) -> str:
-    """A URL as it is; a path with its directory made, so that the first start needs no preparation."""
+    """A URL as it is; a path with its directory made, so that the first start needs no preparation.
+
+    Raises:
+        SettingsError: a URL of a database the platform does not know.
+    """
     if "://" in given:
+        if not given.startswith(DATABASE_URLS):
+            summary = f"--db: no database of the kind {given.partition('://')[0]!r} is known"
+            fix = f"Give the path of a SQLite file, or a URL that starts with {' or '.join(DATABASE_URLS)}."
+            raise SettingsError((Problem("platform.database", summary, fix),))
         return given
     path = Path(given).expanduser().absolute()
     if path == DEFAULT_DATABASE.expanduser():

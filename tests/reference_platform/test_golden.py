@@ -37,7 +37,7 @@ async def test_golden_exchange_is_answered_as_recorded(
 ) -> None:
     """Every recorded exchange has the same status, keys, JSON types and error text here (contract, each section)."""
     ours, peer = await a_team(platform)
-    await prepare(platform, file, exchange, ours)
+    await prepare(platform, file, exchange, ours, peer)
 
     def placed(value: Any) -> Any:
         return json.loads(json.dumps(value).replace(WORKSPACE, ours.id).replace(PEER, peer.id))
@@ -69,7 +69,7 @@ async def a_team(platform: Platform) -> tuple[Member, Member]:
     return ours, peer
 
 
-async def prepare(platform: Platform, file: str, exchange: dict[str, Any], ours: Member) -> None:
+async def prepare(platform: Platform, file: str, exchange: dict[str, Any], ours: Member, peer: Member) -> None:
     """Bring about what an exchange takes for granted."""
     if file in ("activity", "chat_history"):
         canvas = json.loads((GOLDEN / "a2a_canvas.json").read_text())["exchanges"][0]["request"]
@@ -80,6 +80,8 @@ async def prepare(platform: Platform, file: str, exchange: dict[str, Any], ours:
         )
     if file == "get_removed_workspace":
         await platform.http.delete(f"/workspaces/{ours.id}")
+    if exchange["name"] == "one workspace":
+        await platform.http.delete(f"/workspaces/{peer.id}")
     if exchange["name"] == "first register of a workspace without a token":
         await platform.parts.store.write(tokens.revoke_all, [ours.id], platform.parts.clock.now())
 
