@@ -61,7 +61,7 @@ async def user(settings: dict[str, str], lines: list[str]) -> None:
     workspace = f"/workspaces/{settings['WORKSPACE_ID']}"
     async with httpx.AsyncClient(base_url=settings["PLATFORM_URL"]) as canvas:
         async with asyncio.timeout(30):
-            while (await canvas.get(workspace)).json()["status"] != "online":
+            while (await canvas.get(workspace)).json()["status"] != "online":  # noqa: ASYNC110 - another process
                 await asyncio.sleep(0.1)
         for line in lines:
             print(f"user   {line}")
