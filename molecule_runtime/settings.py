@@ -30,11 +30,6 @@ class ToolSet(StrEnum):
     FULL = "full"
 
 
-class Push(StrEnum):
-    AUTO = "auto"
-    OFF = "off"
-
-
 def _base_url(value: Any) -> str:
     text = str(value).strip().rstrip("/")
     if any(char.isspace() for char in text):
@@ -149,9 +144,6 @@ class Settings(BaseModel):
     )
     tools: Annotated[ToolSet, BeforeValidator(_lower)] = Field(
         ToolSet.CORE, alias="MOLECULE_MCP_TOOLS", description="The tool set: core or full."
-    )
-    push: Annotated[Push, BeforeValidator(_lower)] = Field(
-        Push.AUTO, alias="MOLECULE_MCP_PUSH", description="Channel notifications: auto or off."
     )
     disable_heartbeat: Annotated[bool, BeforeValidator(_flag)] = Field(
         False, alias="MOLECULE_MCP_DISABLE_HEARTBEAT", description="1 when the host registers and beats itself."
