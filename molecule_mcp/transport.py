@@ -21,6 +21,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 from mcp.shared.message import SessionMessage
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from pydantic import ValidationError
+from pydantic_core import PydanticSerializationError
 
 from molecule_mcp.pipe import MAX_LINE_BYTES, End, Overlong, Pipe
 
@@ -124,17 +125,22 @@ async def _pump_in(
                 await unanswered.wait_until_none()
 
 
-async def _pump_out(
-    pipe: Pipe, from_server: MemoryObjectReceiveStream[SessionMessage], unanswered: Unanswered
-) -> None:
+async def _pump_out(pipe: Pipe, from_server: MemoryObjectReceiveStream[SessionMessage], unanswered: Unanswered) -> None:
     async with from_server:
         async for item in from_server:
             message = item.message
             is_notification = isinstance(message, mcp_types.JSONRPCNotification)
-            line = message.model_dump_json(by_alias=True, exclude_unset=True).encode()
-            await pipe.write(line, droppable=is_notification)
+            await pipe.write(to_line(message), droppable=is_notification)
             if isinstance(message, mcp_types.JSONRPCResponse | mcp_types.JSONRPCError) and message.id is not None:
                 unanswered.remove(message.id)
+
+
+def to_line(message: mcp_types.JSONRPCMessage) -> bytes:
+    """A message as one line of UTF-8. Text that UTF-8 cannot hold (half a surrogate pair) goes out as an escape."""
+    try:
+        return message.model_dump_json(by_alias=True, exclude_unset=True).encode()
+    except PydanticSerializationError:
+        return json.dumps(message.model_dump(by_alias=True, exclude_unset=True), separators=(",", ":")).encode()
 
 
 def read_message(line: bytes | Overlong) -> SessionMessage | Refusal | None:
@@ -146,6 +152,8 @@ def read_message(line: bytes | Overlong) -> SessionMessage | Refusal | None:
         return None
     try:
         body = json.loads(text, parse_constant=_refuse_constant)
+        if "\\ud" in text.lower():
+            body = _without_lone_surrogates(body)
     except (ValueError, RecursionError):
         return Refusal(None, mcp_types.PARSE_ERROR, "Parse error: the line is not JSON")
     if isinstance(body, list):
@@ -178,6 +186,12 @@ def _request_id(body: dict[str, Any]) -> RequestId | None:
     """The id if it is one an answer can carry: a string or an integer (True is neither)."""
     value = body.get("id")
     return value if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)) else None
+
+
+def _without_lone_surrogates(body: Any) -> Any:
+    """The same JSON with halves of surrogate pairs replaced: nothing could write, store or send them as UTF-8."""
+    text = json.dumps(body, ensure_ascii=False)
+    return json.loads(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
 
 
 def _is_modern(params: object) -> bool:

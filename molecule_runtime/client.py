@@ -1,20 +1,26 @@
 """PlatformClient: one pooled HTTP client for one workspace, one method for each endpoint, every status an error type.
 
 The only module that imports httpx. The transport is the seam for tests (`httpx.ASGITransport` of the reference
-platform, respx for faults). Nothing is retried here: the loops and tools decide that from the error's row in
-`errors.OUTCOMES`.
+platform, respx for faults). Nothing is retried here, but for one case: after a 401 the token is read again, and if it
+has changed the call, which was refused unread, is made once more. All else the loops and tools decide from the error's
+row in `errors.OUTCOMES`.
 """
 
 from __future__ import annotations
 
+import asyncio
+import json
+import math
 import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from types import TracebackType
 from typing import Any, Self, TypeVar
+from urllib.parse import quote, urlsplit
 
 import httpx
+import structlog
 from pydantic import TypeAdapter, ValidationError
 
 from molecule_runtime import __version__
@@ -25,12 +31,15 @@ from molecule_runtime.errors import (
     NotFound,
     NotThePlatform,
     PlatformError,
+    Problem,
     Rejected,
+    SettingsError,
     Unauthorized,
     Unavailable,
     Unreachable,
     WorkspaceRemoved,
 )
+from molecule_runtime.text import redact, well_formed
 from molecule_runtime.wire._base import rfc3339
 from molecule_runtime.wire.a2a import A2AMessage, SendOutcome, SendParams, SendRequest, TextPart, read_outcome
 from molecule_runtime.wire.activity import ActivityRow, ActivityType
@@ -45,10 +54,18 @@ SEND_TIMEOUT_S = 45.0
 KEEPALIVE_EXPIRY_S = 3.0
 """Below the 5 s after which common servers close an idle connection, so that no request meets a closing one."""
 DETAIL_CODE_POINTS = 200
+RETRY_AFTER_CAP_S = 3_600.0
+"""A longer Retry-After is a mistake: obeyed, it would keep an agent offline long after the platform is back."""
+LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
+LOOPBACK_PATTERNS = ("all://127.0.0.1", "all://localhost", "all://[::1]")
+"""A platform on this machine is never asked through a proxy: HTTP_PROXY is about the world outside."""
 
 T = TypeVar("T")
-_ROWS = TypeAdapter(list[ActivityRow])
+_ROW = TypeAdapter(ActivityRow)
+_LIST = TypeAdapter(list[Any])
 _PEERS = TypeAdapter(list[Peer])
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 class PlatformClient:
@@ -70,13 +87,18 @@ class PlatformClient:
         self.workspace_id = workspace_id
         self._credentials = credentials
         self._org_id = org_id
-        self._http = httpx.AsyncClient(
-            base_url=base_url,
-            transport=transport,
-            timeout=CALL_TIMEOUT_S,
-            limits=httpx.Limits(keepalive_expiry=KEEPALIVE_EXPIRY_S),
-            headers={"User-Agent": f"molecule-mcp/{__version__}"},
-        )
+        try:
+            self._http = httpx.AsyncClient(
+                base_url=base_url,
+                transport=transport,
+                timeout=CALL_TIMEOUT_S,
+                limits=httpx.Limits(keepalive_expiry=KEEPALIVE_EXPIRY_S),
+                mounts=dict.fromkeys(LOOPBACK_PATTERNS),
+                headers={"User-Agent": f"molecule-mcp/{__version__}"},
+            )
+        except (ImportError, ValueError, httpx.InvalidURL):
+            summary = "HTTP_PROXY, HTTPS_PROXY or ALL_PROXY names a proxy of a kind that cannot be used"
+            raise SettingsError((Problem("settings.proxy", summary, "Use an http:// or https:// proxy."),)) from None
 
     async def __aenter__(self) -> Self:
         await self._http.__aenter__()
@@ -125,8 +147,11 @@ class PlatformClient:
     ) -> list[ActivityRow]:
         """Inbox rows: oldest first with `since_id`, else newest first (contract 4.3).
 
+        A field of a row that cannot be read is left out, so that one odd row does not keep back all others.
+
         Raises:
             CursorExpired: `since_id` is not known there any more.
+            BadReply: also when a row has no id or no time, which nothing can replace.
         """
         params: dict[str, Any] = {"type": ActivityType.A2A_RECEIVE.value, "limit": limit}
         if since_id is not None:
@@ -137,7 +162,7 @@ class PlatformClient:
             params["before_ts"] = rfc3339(before)
         path = f"/workspaces/{self.workspace_id}/activity"
         answer = await self._call("GET", path, pattern="/workspaces/:id/activity", params=params)
-        return self._read(_ROWS, answer)
+        return [self._read_row(raw, answer) for raw in self._read(_LIST, answer)]
 
     async def notify(self, message: str) -> NotifyReply:
         """Say something to the user (contract 4.2)."""
@@ -156,7 +181,7 @@ class PlatformClient:
         request = SendRequest(id=str(uuid.uuid4()), params=SendParams(message=message))
         answer = await self._call(
             "POST",
-            f"/workspaces/{peer_id}/a2a",
+            f"/workspaces/{quote(peer_id, safe='')}/a2a",
             pattern="/workspaces/:id/a2a",
             json=request.model_dump(mode="json"),
             as_caller=True,
@@ -200,14 +225,23 @@ class PlatformClient:
     ) -> httpx.Response:
         """The 2xx answer, or the error that its status means."""
         endpoint = f"{method} {pattern or path}"
-        try:
-            response = await self._http.request(
-                method, path, json=json, params=params, headers=self.headers(as_caller=as_caller), timeout=timeout
-            )
-        except httpx.TimeoutException:
-            raise self._error(Unreachable, endpoint, detail=f"no answer within {timeout:g} s") from None
-        except httpx.HTTPError as error:
-            raise self._error(Unreachable, endpoint, detail=_network_detail(error)) from None
+
+        async def ask() -> httpx.Response:
+            headers = self.headers(as_caller=as_caller)
+            try:
+                async with asyncio.timeout(timeout):  # httpx bounds each read; an answer that drips would take for ever
+                    return await self._http.request(
+                        method, path, json=json, params=params, headers=headers, timeout=timeout
+                    )
+            except (httpx.TimeoutException, TimeoutError):
+                raise self._error(Unreachable, endpoint, detail=f"no answer within {timeout:g} s") from None
+            except httpx.HTTPError as error:
+                raise self._error(Unreachable, endpoint, detail=_network_detail(error)) from None
+
+        response = await ask()
+        if response.status_code == 401 and self._credentials.reread():
+            log.info("client.token_reread", endpoint=endpoint)
+            response = await ask()
         if response.is_success:
             response.extensions["endpoint"] = endpoint
             return response
@@ -218,7 +252,7 @@ class PlatformClient:
         status = response.status_code
         body = _json_object(response)
         detail = str(body.get("error", ""))[:DETAIL_CODE_POINTS] if body is not None else ""
-        if 300 <= status < 400 or (status in {404, 405, 410} and body is None):
+        if 300 <= status < 400 or (status in {404, 405, 410} and body is None) or detail in _FOREIGN_PAGE:
             return self._error(NotThePlatform, endpoint, status=status)
         if status in {401, 403}:
             return self._error(Unauthorized if status == 401 else _forbidden(detail), endpoint, status, detail)
@@ -242,19 +276,34 @@ class PlatformClient:
         self, kind: type[PlatformErrorT], endpoint: str, status: int | None = None, detail: str = ""
     ) -> PlatformErrorT:
         return kind(
-            endpoint=endpoint, base_url=self.base_url, workspace_id=self.workspace_id, status=status, detail=detail
+            endpoint=endpoint,
+            base_url=self.base_url,
+            workspace_id=self.workspace_id,
+            status=status,
+            detail=redact(detail),  # a platform may quote the very token that it refuses
         )
 
     def _json(self, response: httpx.Response) -> Any:
         try:
-            return response.json()
-        except ValueError:
+            return _parsed(response)
+        except (ValueError, RecursionError):
             raise self._error(
                 BadReply, response.extensions["endpoint"], response.status_code, "it is not JSON"
             ) from None
 
-    def _read(self, shape: TypeAdapter[T], response: httpx.Response) -> T:
-        body = self._json(response)
+    def _read_row(self, raw: Any, response: httpx.Response) -> ActivityRow:
+        try:
+            return _ROW.validate_python(raw)
+        except ValidationError as invalid:
+            odd = {error["loc"][0] for error in invalid.errors() if error["loc"]}
+        rest = {key: value for key, value in raw.items() if key not in odd} if isinstance(raw, dict) else raw
+        row = self._read(_ROW, response, rest)
+        log.warning("client.odd_row", activity_id=row.id, detail=", ".join(sorted(map(str, odd))))
+        return row
+
+    def _read(self, shape: TypeAdapter[T], response: httpx.Response, body: Any = None) -> T:
+        """The answer, or the given part of it, as `shape`."""
+        body = self._json(response) if body is None else body
         try:
             return shape.validate_python(body)
         except ValidationError as invalid:
@@ -267,9 +316,19 @@ class PlatformClient:
 PlatformErrorT = TypeVar("PlatformErrorT", bound=PlatformError)
 
 
+def is_loopback(base_url: str) -> bool:
+    """Whether the platform is on this machine."""
+    return urlsplit(base_url).hostname in LOOPBACK_HOSTS
+
+
+_FOREIGN_PAGE = frozenset({"origin not allowed", "host not allowed"})
+"""How the reference platform refuses an address that is not its own (contract 0.2)."""
+_NOT_ABOUT_THE_TOKEN = ("access denied", "not authorized", "invalid caller", "talk_to_user_disabled")
+
+
 def _forbidden(detail: str) -> type[PlatformError]:
     """403 about who may talk to whom is the caller's business; any other 403 is about the token."""
-    return Rejected if detail.startswith(("access denied", "not authorized", "invalid caller")) else Unauthorized
+    return Rejected if detail.startswith(_NOT_ABOUT_THE_TOKEN) else Unauthorized
 
 
 def _network_detail(error: httpx.HTTPError) -> str:
@@ -279,10 +338,18 @@ def _network_detail(error: httpx.HTTPError) -> str:
 
 def _json_object(response: httpx.Response) -> dict[str, Any] | None:
     try:
-        body = response.json()
-    except ValueError:
+        body = _parsed(response)
+    except (ValueError, RecursionError):
         return None
     return body if isinstance(body, dict) else None
+
+
+def _parsed(response: httpx.Response) -> Any:
+    """The JSON of an answer, every text in it valid Unicode: a lone surrogate could be neither stored nor sent on."""
+    body = response.json()
+    if b"\\ud" not in response.content.lower():
+        return body
+    return json.loads(well_formed(json.dumps(body, ensure_ascii=False)))
 
 
 def _gone(body: dict[str, Any]) -> WorkspaceGone | None:
@@ -297,11 +364,13 @@ def _retry_after_s(header: str | None) -> float | None:
     if header is None:
         return None
     try:
-        return max(0.0, float(header))
+        seconds = float(header)
     except ValueError:
-        pass
-    try:
-        moment = parsedate_to_datetime(header)
-    except ValueError:
-        return None
-    return max(0.0, (moment - datetime.now(UTC)).total_seconds())
+        try:
+            moment = parsedate_to_datetime(header)
+        except (ValueError, OverflowError):
+            return None
+        if moment.tzinfo is None:  # "-0000": UTC without saying where
+            moment = moment.replace(tzinfo=UTC)
+        seconds = (moment - datetime.now(UTC)).total_seconds()
+    return min(max(0.0, seconds), RETRY_AFTER_CAP_S) if math.isfinite(seconds) else None

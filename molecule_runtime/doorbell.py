@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from websockets.asyncio.client import connect
 from websockets.exceptions import WebSocketException
 
-from molecule_runtime.client import PlatformClient
+from molecule_runtime.client import PlatformClient, is_loopback
 from molecule_runtime.clock import Clock
 from molecule_runtime.errors import CredentialError
 from molecule_runtime.retry import DOORBELL
@@ -64,6 +64,7 @@ class Doorbell:
             open_timeout=OPEN_TIMEOUT_S,
             close_timeout=CLOSE_TIMEOUT_S,
             max_size=16 * 1024 * 1024,
+            proxy=None if is_loopback(self._client.base_url) else True,
         ) as socket:
             self.is_up = True
             log.debug("doorbell.up")

@@ -17,11 +17,17 @@ LEDGER_PREVIEW_BYTES = 4096
 NAME_CODE_POINTS = 64
 """Longest peer name or role shown to an agent (agent-side 4)."""
 
-_BRACKETS = frozenset("[]{}<>()")
+_ANGLES = frozenset("<>＜＞﹤﹥")
+"""Brackets by use, though Unicode files them as mathematics."""
+_NOT_IN_NAMES = frozenset({"Cc", "Cf", "Cs", "Co", "Ps", "Pe"})
+"""Unicode categories: control, format (bidi), surrogate, private use, opening and closing brackets."""
 _SECRETS = (
     (re.compile(r"(?i)\b(authorization\s*[:=]\s*)(bearer\s+)?\S+"), r"\1[redacted]"),
     (re.compile(r"(?i)\bbearer\s+[A-Za-z0-9._~+/=-]{6,}"), "Bearer [redacted]"),
-    (re.compile(r"(?i)\b([A-Z0-9_]*(?:token|secret|password|api_key)\"?\s*[:=]\s*)\"?[^\s\",}]{6,}"), r"\1[redacted]"),
+    (
+        re.compile(r"(?i)\b([A-Z0-9_]*(?:token|secret|password|api_key)[\"']?\s*[:=]\s*)[\"']?[^\s\"',}]{6,}"),
+        r"\1[redacted]",
+    ),
     (re.compile(r"(?<![A-Za-z0-9_-])[A-Za-z0-9_-]{43}(?![A-Za-z0-9_-])"), "[redacted]"),
     (re.compile(r"(?i)(://)[^/\s:@]+:[^/\s@]+@"), r"\1[redacted]@"),
 )
@@ -34,8 +40,12 @@ def cut_code_points(text: str, limit: int = PREVIEW_CODE_POINTS) -> str:
 
 def cut_bytes(text: str, limit: int = LEDGER_PREVIEW_BYTES) -> str:
     """The longest prefix of at most `limit` UTF-8 bytes that ends on a code point; no mark is added."""
-    encoded = text.encode("utf-8", "replace")
-    return text if len(encoded) <= limit else encoded[:limit].decode("utf-8", "ignore")
+    return text.encode("utf-8", "replace")[:limit].decode("utf-8", "ignore")
+
+
+def well_formed(text: str) -> str:
+    """The text with U+FFFD for each lone surrogate: JSON can carry one, UTF-8, SQLite and a host's pipe cannot."""
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def clean_name(name: object) -> str | None:
@@ -48,7 +58,7 @@ def clean_name(name: object) -> str | None:
     kept = "".join(
         " " if char.isspace() else char
         for char in name
-        if char.isspace() or (char not in _BRACKETS and unicodedata.category(char) not in {"Cc", "Cf", "Cs", "Co"})
+        if char.isspace() or (char not in _ANGLES and unicodedata.category(char) not in _NOT_IN_NAMES)
     )
     return " ".join(kept.split())[:NAME_CODE_POINTS].strip() or None
 

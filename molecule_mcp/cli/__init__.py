@@ -58,7 +58,7 @@ def _serve(*, strict: bool) -> int:
 def run() -> int:
     """Run the command line and give its exit code; expected failures are two sentences on stderr."""
     try:
-        app()
+        app(prog_name="molecule-mcp")
     except SystemExit as leave:
         return leave.code if isinstance(leave.code, int) else 0
     except MoleculeError as error:

@@ -19,7 +19,7 @@ STATUS_CHECK_S = 0.1
 
 
 class Canvas:
-    """The user's side of a platform in development mode."""
+    """The user's side of a platform in development mode on this machine: no proxy is asked."""
 
     def __init__(self, url: str, http: httpx.AsyncClient, socket: ClientConnection) -> None:
         self._url = url
@@ -31,8 +31,8 @@ class Canvas:
     async def open(cls, url: str) -> AsyncIterator[Self]:
         """Open the canvas's connections; raises httpx and websockets errors as they are."""
         async with (
-            httpx.AsyncClient(base_url=url, headers={"Origin": url}) as http,
-            connect(websocket_url(url), close_timeout=0.1) as socket,
+            httpx.AsyncClient(base_url=url, headers={"Origin": url}, trust_env=False) as http,
+            connect(websocket_url(url), close_timeout=0.1, proxy=None) as socket,
         ):
             yield cls(url, http, socket)
 

@@ -19,7 +19,6 @@ from typing import Annotated, Any
 import typer
 
 from molecule_mcp.cli import _output
-from molecule_runtime.settings import environment
 
 STALE_AFTER_S = 3
 STEP_LIMIT_S = 20.0
@@ -145,6 +144,7 @@ async def _play(report: Report, directory: Path) -> None:
 async def _platform(directory: Path) -> AsyncIterator[str]:
     """The platform as a process of its own; its URL once it answers."""
     from molecule_mcp.cli._canvas import read_json_line
+    from molecule_runtime.settings import environment
 
     env = environment() | {"REMOTE_LIVENESS_STALE_AFTER": str(STALE_AFTER_S), "REMOTE_LIVENESS_SWEEP_S": "0.5"}
     env.pop("ADMIN_TOKEN", None)

@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from molecule_mcp.cli import _output
-from molecule_runtime import logs
 from molecule_runtime.errors import Problem, SettingsError
-from molecule_runtime.settings import environment
 
 if TYPE_CHECKING:
     from molecule_runtime.reference_platform.attach import Attached
@@ -37,6 +35,7 @@ def platform(
     """Run the bundled reference platform."""
     try:
         from molecule_runtime.reference_platform.config import PlatformConfig
+        from molecule_runtime.settings import environment
     except ModuleNotFoundError as missing:
         raise typer.Exit(_output.missing_extra("platform", missing.name)) from None
     config = PlatformConfig.from_env(environment(), host=host, port=port, database=_database(db))
@@ -44,6 +43,8 @@ def platform(
 
 
 def _run(config: PlatformConfig, workspace: str | None, *, as_json: bool) -> int:
+    from molecule_runtime import logs
+
     try:
         from molecule_runtime.reference_platform.app import serve
         from molecule_runtime.reference_platform.attach import attach

@@ -50,7 +50,14 @@ async def locked(config: PlatformConfig, clock: ManualClock) -> AsyncIterator[Pl
 
 
 @pytest.fixture
-async def production(config: PlatformConfig, clock: ManualClock) -> AsyncIterator[Platform]:
-    """A platform on loopback without ADMIN_TOKEN whose MOLECULE_ENV rules development mode out."""
+async def fresh(config: PlatformConfig, clock: ManualClock) -> AsyncIterator[Platform]:
+    """A new platform on loopback without ADMIN_TOKEN whose MOLECULE_ENV rules development mode out."""
     async with running(replace(config, environment="production"), clock) as platform:
         yield platform
+
+
+@pytest.fixture
+async def production(fresh: Platform) -> Platform:
+    """The same, no longer new: the token of a first workspace is its key to the admin routes (contract 1.4)."""
+    operator = await fresh.create("operator")
+    return replace(fresh, admin=operator.headers)

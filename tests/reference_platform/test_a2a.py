@@ -114,7 +114,7 @@ async def test_reserved_methods_cannot_be_sent(platform: Platform, method: str, 
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"[]", b'"x"', b"7", b"null", b"\xff", b"{\"a\": NaN}", b"{\"a\": 1e999}", b"[" * 100_000],
+    [b"", b"{", b"[]", b'"x"', b"7", b"null", b"\xff", b'{"a": NaN}', b'{"a": 1e999}', b"[" * 100_000],
 )
 async def test_what_is_no_json_object_is_refused(platform: Platform, content: bytes) -> None:
     """Everything but a JSON object is `invalid JSON` (contract 4.1)."""

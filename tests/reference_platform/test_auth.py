@@ -57,16 +57,14 @@ async def test_workspace_doors_in_development(platform: Platform, method: str, p
     for key, error in expected.items():
         reply = await platform.http.request(method, path.format(made.ours.id), json=body, headers=made.headers(key))
         assert (key, outcome(reply)) == (key, error)
-    gone = await platform.http.request(
-        method, path.format(made.removed.id), json=body, headers=made.removed.headers
-    )
+    gone = await platform.http.request(method, path.format(made.removed.id), json=body, headers=made.removed.headers)
     assert outcome(gone) == INVALID
 
 
 @pytest.mark.parametrize("mode", ["locked", "production"])
 @pytest.mark.parametrize(("method", "path", "body"), WORKSPACE_DOORS)
 async def test_workspace_doors_elsewhere(
-    request: pytest.FixtureRequest, locked: Platform, production: Platform, mode: str, method: str, path: str, body: Any
+    locked: Platform, production: Platform, mode: str, method: str, path: str, body: Any
 ) -> None:
     """Outside development mode a bearer is needed; ADMIN_TOKEN opens every workspace where it is set (contract 1.3)."""
     platform = {"locked": locked, "production": production}[mode]
@@ -109,11 +107,11 @@ async def test_admin_doors(
             assert (key, outcome(reply)) == (key, error)
 
 
-async def test_fresh_installation_is_open_until_the_first_token(production: Platform) -> None:
+async def test_fresh_installation_is_open_until_the_first_token(fresh: Platform) -> None:
     """Without any live token and without ADMIN_TOKEN somebody must be able to begin (contract 1.4)."""
-    assert (await production.http.get("/workspaces")).status_code == 200
-    await production.create()
-    assert outcome(await production.http.get("/workspaces")) == ADMIN_MISSING
+    assert (await fresh.http.get("/workspaces")).status_code == 200
+    await fresh.create()
+    assert outcome(await fresh.http.get("/workspaces")) == ADMIN_MISSING
 
 
 @pytest.mark.parametrize("door", ["register", "heartbeat"])

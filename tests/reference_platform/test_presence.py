@@ -55,7 +55,12 @@ async def test_beat_overwrites_the_columns_and_spend_is_kept_on_zero(platform: P
     await platform.beat(member, active_tasks=3, monthly_spend=250, sample_error="boom", current_task="x")
     await platform.beat(member, active_tasks=1)
     row = (await platform.http.get("/workspaces")).json()[0]
-    assert (row["active_tasks"], row["monthly_spend"], row["last_sample_error"], row["current_task"]) == (1, 250, "", "")
+    assert (row["active_tasks"], row["monthly_spend"], row["last_sample_error"], row["current_task"]) == (
+        1,
+        250,
+        "",
+        "",
+    )
     await platform.beat(member, monthly_spend=10**15)
     assert (await platform.http.get("/workspaces")).json()[0]["monthly_spend"] == 10**12
 
@@ -151,9 +156,7 @@ async def test_mode_is_the_payloads_else_the_stored_else_push(platform: Platform
     assert await platform.status(member) == "awaiting_agent"
     await platform.register(member, url="remote://no-inbound")
     assert (await platform.http.get(f"/workspaces/{member.id}")).json()["url"] == "remote://no-inbound"
-    again = await platform.http.post(
-        "/registry/register", json=body | {"delivery_mode": ""}, headers=member.headers
-    )
+    again = await platform.http.post("/registry/register", json=body | {"delivery_mode": ""}, headers=member.headers)
     assert again.json()["delivery_mode"] == "poll"
     assert (await platform.http.get(f"/workspaces/{member.id}")).json()["url"] == ""
 
@@ -198,9 +201,7 @@ async def test_store_failures_are_500_and_not_silence(platform: Platform, databa
     body = {"id": member.id, "delivery_mode": "poll", "agent_card": {}}
     register = await platform.http.post("/registry/register", json=body, headers=member.headers)
     assert (register.status_code, register.json()) == (500, {"error": "registration failed"})
-    beat = await platform.http.post(
-        "/registry/heartbeat", json={"workspace_id": member.id}, headers=member.headers
-    )
+    beat = await platform.http.post("/registry/heartbeat", json={"workspace_id": member.id}, headers=member.headers)
     assert (beat.status_code, beat.json()) == (500, {"error": "failed to update"})
 
 

@@ -91,9 +91,7 @@ async def test_a_reader_misses_nothing_while_two_processes_write(config: Platfor
 
             async def write() -> None:
                 for number in range(60):
-                    reply = await platform.http.post(
-                        f"/workspaces/{member.id}/a2a", json=canvas_message(str(number))
-                    )
+                    reply = await platform.http.post(f"/workspaces/{member.id}/a2a", json=canvas_message(str(number)))
                     assert reply.status_code == 200
 
             rows: list[dict[str, Any]] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -9,7 +10,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -29,20 +31,27 @@ class Host:
         *,
         state: Path,
         command: Sequence[str] = (sys.executable, "-m", "molecule_mcp"),
+        reads: bool = True,
+        preexec_fn: Callable[[], None] | None = None,
         **env: str,
     ) -> None:
+        """`reads` False is a host that never reads the server's answers; `preexec_fn` runs in the child."""
         self.process = subprocess.Popen(
             list(command),
             env=clean_env(CONFIGS_DIR=str(state), **settings, **env),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            preexec_fn=preexec_fn,  # noqa: PLW1509  # no thread of the test holds a lock the child would want
         )
+        self.spawned_at = time.monotonic()
         self._lines: queue.Queue[bytes | None] = queue.Queue()
         self._stderr: list[bytes] = []
         self._kept: list[dict[str, Any]] = []
         self._next_id = 0
-        threading.Thread(target=self._read_stdout, daemon=True).start()
+        self._reader = threading.Thread(target=self._read_stdout, daemon=True)
+        if reads:
+            self._reader.start()
         threading.Thread(target=self._read_stderr, daemon=True).start()
 
     def __enter__(self) -> Self:
@@ -56,10 +65,8 @@ class Host:
         self.process.wait(10)
         for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
             if stream is not None and not stream.closed:
-                try:
+                with contextlib.suppress(BrokenPipeError):
                     stream.close()
-                except BrokenPipeError:
-                    pass
 
     # lines
 
@@ -148,11 +155,38 @@ class Host:
         result: dict[str, Any] = answer["result"]
         return result
 
+    def begin(self, tool: str, /, **arguments: Any) -> str | int:
+        """Call a tool without waiting; the request's id, for `answer_to` or `finish`."""
+        return self.request("tools/call", {"name": tool, "arguments": arguments})
+
+    def finish(self, request_id: str | int, timeout_s: float = ANSWER_S) -> dict[str, Any]:
+        """The structured result of a call that was begun."""
+        result: dict[str, Any] = self.answer_to(request_id, timeout_s)["result"]
+        assert not result.get("isError"), result["content"][0]["text"]
+        payload: dict[str, Any] = result["structuredContent"]
+        return payload
+
     # ends
 
     def close_stdin(self) -> None:
         assert self.process.stdin is not None
         self.process.stdin.close()
+
+    def close_stdout(self) -> None:
+        """Close the host's end of the server's stdout and nothing else; only for a host that does not read."""
+        assert self.process.stdout is not None
+        assert not self._reader.is_alive()
+        self.process.stdout.close()
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def received_lines(self) -> list[bytes]:
+        """Every line of stdout that nothing has asked for yet, as it came; waits until stdout is closed."""
+        lines = []
+        while (line := self._lines.get(timeout=ANSWER_S)) is not None:
+            lines.append(line)
+        return lines
 
     def kill(self) -> None:
         """kill -9, and wait until it is gone."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
+import socket
 import subprocess
 import sys
 import time
@@ -36,6 +38,46 @@ def clean_env(**extra: str) -> dict[str, str]:
     proxies = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
     kept = {k: v for k, v in os.environ.items() if not k.startswith(ours) and k.upper() not in proxies}
     return kept | extra
+
+
+def free_port() -> int:
+    """A port of the loopback interface that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def no_platform() -> dict[str, str]:
+    """Settings that are right in form while nothing answers at the address."""
+    return {
+        "PLATFORM_URL": f"http://127.0.0.1:{free_port()}",
+        "WORKSPACE_ID": str(uuid.uuid4()),
+        "MOLECULE_WORKSPACE_TOKEN": secrets.token_urlsafe(32),
+    }
+
+
+class SilentPlatform:
+    """An address where connections are accepted and nothing is ever answered."""
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=16)
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._listener.close()
+
+    def wait_for_a_call(self, within_s: float) -> socket.socket:
+        """The first connection, once its request has begun to arrive; keep it, or it closes."""
+        self._listener.settimeout(within_s)
+        connection, _ = self._listener.accept()
+        connection.settimeout(within_s)
+        assert connection.recv(1)
+        return connection
 
 
 class PlatformProcess:

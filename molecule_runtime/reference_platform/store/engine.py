@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import anyio.to_thread
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -54,8 +54,10 @@ class Store:
         """
         if self._migrated:
             return
-        # Alembic reads files and blocks: it gets a thread, and in it a loop and an engine of its own.
-        await _translating(anyio.to_thread.run_sync(lambda: asyncio.run(_migrate(self._url))))
+        try:
+            await anyio.to_thread.run_sync(_migrate, self._url)  # Alembic reads files and blocks
+        except (SQLAlchemyError, OSError) as error:
+            raise StoreError(type(error).__name__) from error
         self._migrated = True
 
     async def read(self, work: Callable[Concatenate[Connection, P], T], /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -88,18 +90,19 @@ class Store:
             raise StoreError(type(error).__name__) from error
 
 
-async def _translating(step: Any) -> None:
-    try:
-        await step
-    except (SQLAlchemyError, OSError) as error:
-        raise StoreError(type(error).__name__) from error
+def _migrate(url: str) -> None:
+    """Upgrade the database from a thread of its own."""
+    if make_url(url).get_backend_name() != "sqlite":
+        asyncio.run(_migrate_async(url))
+        return
+    engine = create_engine(make_url(url).set(drivername="sqlite"), poolclass=NullPool)
+    _set_up_sqlite(engine, begin="BEGIN IMMEDIATE", read_only=False)
+    with engine.begin() as connection:
+        upgrade_to_head(connection)
 
 
-async def _migrate(url: str) -> None:
-    if make_url(url).get_backend_name() == "sqlite":
-        engine = _sqlite_engine(url, begin="BEGIN IMMEDIATE", pool_size=None, read_only=False)
-    else:
-        engine = create_async_engine(url, poolclass=NullPool)
+async def _migrate_async(url: str) -> None:
+    engine = create_async_engine(url, poolclass=NullPool)
     try:
         async with engine.begin() as connection:
             await connection.run_sync(upgrade_to_head)
@@ -107,14 +110,16 @@ async def _migrate(url: str) -> None:
         await engine.dispose()
 
 
-def _sqlite_engine(url: str, *, begin: str, pool_size: int | None, read_only: bool) -> AsyncEngine:
-    """An engine whose transactions start with `begin`, on connections set up for several processes on one file."""
-    if pool_size is None:
-        engine = create_async_engine(url, poolclass=NullPool)
-    else:
-        engine = create_async_engine(url, pool_size=pool_size, max_overflow=0)
+def _sqlite_engine(url: str, *, begin: str, pool_size: int, read_only: bool) -> AsyncEngine:
+    engine = create_async_engine(url, pool_size=pool_size, max_overflow=0)
+    _set_up_sqlite(engine.sync_engine, begin=begin, read_only=read_only)
+    return engine
 
-    @event.listens_for(engine.sync_engine, "connect")
+
+def _set_up_sqlite(engine: Engine, *, begin: str, read_only: bool) -> None:
+    """Start transactions with `begin`, on connections made for several processes on one file."""
+
+    @event.listens_for(engine, "connect")
     def _prepare(dbapi_connection: Any, _record: Any) -> None:
         dbapi_connection.isolation_level = None  # the driver must not begin transactions by itself
         cursor = dbapi_connection.cursor()
@@ -126,8 +131,6 @@ def _sqlite_engine(url: str, *, begin: str, pool_size: int | None, read_only: bo
             cursor.execute("PRAGMA query_only = ON")
         cursor.close()
 
-    @event.listens_for(engine.sync_engine, "begin")
+    @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
         connection.exec_driver_sql(begin)
-
-    return engine

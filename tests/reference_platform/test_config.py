@@ -1,0 +1,87 @@
+"""The platform's configuration."""
+
+from __future__ import annotations
+
+import pytest
+
+from molecule_runtime.errors import SettingsError
+from molecule_runtime.reference_platform.config import PlatformConfig
+
+
+def read(env: dict[str, str], host: str = "127.0.0.1") -> PlatformConfig:
+    return PlatformConfig.from_env(env, host=host, port=8080, database="p.sqlite3")
+
+
+def test_defaults_of_an_empty_environment() -> None:
+    """The contract's figures (contract 0.11, 1.8)."""
+    assert read({}) == PlatformConfig(
+        host="127.0.0.1",
+        port=8080,
+        database="p.sqlite3",
+        admin_token="",
+        environment="",
+        cors_origins=("http://localhost:3000", "http://localhost:3001"),
+        external_url="",
+        stale_after_s=90.0,
+        sweep_interval_s=15.0,
+    )
+
+
+def test_every_variable_is_read() -> None:
+    """Each name of the contract has its effect (contract 0.11, 1.8, 3.1)."""
+    config = read(
+        {
+            "ADMIN_TOKEN": " secret ",
+            "MOLECULE_ENV": "Production",
+            "CORS_ORIGINS": "https://a.example/, https://b.example",
+            "EXTERNAL_PLATFORM_URL": "https://p.example/",
+            "REMOTE_LIVENESS_STALE_AFTER": "20",
+            "REMOTE_LIVENESS_SWEEP_S": "0.5",
+        }
+    )
+    assert (config.admin_token, config.environment) == ("secret", "production")
+    assert config.cors_origins == ("https://a.example", "https://b.example")
+    assert (config.external_url, config.stale_after_s, config.sweep_interval_s) == ("https://p.example", 20.0, 0.5)
+    assert "secret" not in repr(config)
+
+
+@pytest.mark.parametrize("value", ["", "soon", "0", "-3", "nan", "inf"])
+def test_bad_number_means_the_default(value: str) -> None:
+    """An operator's typing error does not stop the platform (contract 2.4)."""
+    config = read({"REMOTE_LIVENESS_STALE_AFTER": value, "REMOTE_LIVENESS_SWEEP_S": value})
+    assert (config.stale_after_s, config.sweep_interval_s) == (90.0, 15.0)
+
+
+@pytest.mark.parametrize(
+    ("env", "host", "development"),
+    [
+        ({}, "127.0.0.1", True),
+        ({}, "localhost", True),
+        ({}, "::1", True),
+        ({"MOLECULE_ENV": "dev"}, "127.0.0.1", True),
+        ({"MOLECULE_ENV": "DEVELOPMENT"}, "127.0.0.1", True),
+        ({"MOLECULE_ENV": "production"}, "127.0.0.1", False),
+        ({"MOLECULE_ENV": "staging"}, "127.0.0.1", False),
+        ({"ADMIN_TOKEN": "x"}, "127.0.0.1", False),
+        ({"ADMIN_TOKEN": "x", "MOLECULE_ENV": "dev"}, "0.0.0.0", False),
+    ],
+)
+def test_development_mode(env: dict[str, str], host: str, development: bool) -> None:
+    """On loopback without ADMIN_TOKEN unless MOLECULE_ENV says otherwise, never elsewhere (contract 0.1)."""
+    assert read(env, host).development is development
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "molecule.example", ""])
+def test_listening_to_a_network_needs_an_admin_token(host: str) -> None:
+    """Such a platform does not start, and says what to do (contract 0.1)."""
+    with pytest.raises(SettingsError) as refusal:
+        read({"MOLECULE_ENV": "dev"}, host)
+    (problem,) = refusal.value.problems
+    assert problem.id == "admin_token_missing"
+    assert read({"ADMIN_TOKEN": "x"}, host).host == host
+
+
+def test_database_is_a_path_or_a_url() -> None:
+    """A path means a SQLite file; a URL is taken as it is (ours)."""
+    assert PlatformConfig(database="/x/p.db").database_url == "sqlite+aiosqlite:////x/p.db"
+    assert PlatformConfig(database="postgresql+asyncpg://u@h/d").database_url == "postgresql+asyncpg://u@h/d"

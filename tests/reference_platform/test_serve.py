@@ -1,0 +1,78 @@
+"""Serving on a socket: the start, the end, and what goes wrong before."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import anyio
+import httpx
+import pytest
+
+from molecule_runtime.errors import SettingsError
+from molecule_runtime.reference_platform.app import serve
+from molecule_runtime.reference_platform.config import PlatformConfig
+from molecule_runtime.reference_platform.store.engine import StoreError
+
+from .support import served
+
+PROGRAM = """
+import asyncio, sys
+from molecule_runtime.reference_platform.app import serve
+from molecule_runtime.reference_platform.config import PlatformConfig
+asyncio.run(serve(PlatformConfig(port=0, database=sys.argv[1]), on_ready=lambda url: print(url, flush=True)))
+"""
+
+
+async def test_port_0_is_chosen_and_answers_when_ready_is_called(config: PlatformConfig) -> None:
+    """The url given to on_ready answers at once, and no longer after the end (design, ours)."""
+    async with served(config) as url, httpx.AsyncClient(base_url=url) as http:
+        reply = await http.get("/health")
+        assert (reply.status_code, reply.json()) == (200, {"status": "ok"})
+        assert (await http.get("/healthz")).json() == {"status": "ok"}
+    async with httpx.AsyncClient(base_url=url) as http:
+        with pytest.raises(httpx.ConnectError):
+            await http.get("/health")
+
+
+async def test_an_oversized_body_does_not_spoil_the_connection(config: PlatformConfig) -> None:
+    """The rest of a cut body is read away, so the next request on the connection is understood (contract 4.1)."""
+    async with served(config) as url, httpx.AsyncClient(base_url=url) as http:
+        reply = await http.post("/registry/heartbeat", content=b" " * 5_000_000)
+        assert (reply.status_code, reply.json()) == (400, {"error": "invalid request body"})
+        assert (await http.get("/health")).status_code == 200
+
+
+async def test_a_taken_port_is_a_settings_error(config: PlatformConfig) -> None:
+    """The operator is told in one sentence (ours)."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        with pytest.raises(SettingsError) as refusal:
+            await serve(replace(config, port=taken.getsockname()[1]), on_ready=print)
+        assert refusal.value.problems[0].id == "address_unavailable"
+
+
+async def test_an_unusable_database_is_raised_not_logged_away(config: PlatformConfig, tmp_path: Path) -> None:
+    """serve() ends with the typed error (R22)."""
+    with pytest.raises(StoreError):
+        await serve(replace(config, database=str(tmp_path / "missing" / "p.db")), on_ready=print)
+
+
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_ends_the_process_after_a_clean_shutdown(database: Path, sign: signal.Signals) -> None:
+    """The database is closed (no write-ahead log stays behind) and the signal then has its usual effect (ours)."""
+    command = [sys.executable, "-c", PROGRAM, str(database)]
+    async with await anyio.open_process(command, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        with anyio.fail_after(20):
+            url = (await process.stdout.receive()).decode().strip()
+            async with httpx.AsyncClient(base_url=url) as http:
+                assert (await http.post("/workspaces", json={"name": "a", "external": True})).status_code == 201
+            assert Path(f"{database}-wal").exists()
+            os.kill(process.pid, sign)
+            assert await process.wait() == -sign
+    assert not Path(f"{database}-wal").exists()

@@ -1,0 +1,1 @@
+"""Servers that tests spawn: the product's own parts with tools that misbehave."""
