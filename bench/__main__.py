@@ -9,6 +9,7 @@ import asyncio
 import json
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -49,6 +50,7 @@ def main() -> None:
         root = Path(directory)
         with PlatformProcess(root / "platform.sqlite3") as platform:
             blocks = [
+                commands(),
                 startup(platform, root),
                 tool_calls(platform, root),
                 message_latency(platform, root),
@@ -63,6 +65,23 @@ def main() -> None:
     Console().print(table)
 
 
+# commands that must not load anything heavy
+
+
+def commands() -> list[Row]:
+    contestants = {
+        "python -c pass (floor)": ("-c", "pass"),
+        'python -c "import typer" (peer)': ("-c", "import typer"),
+        "molecule-mcp --version": ("-m", "molecule_mcp", "--version"),
+        "molecule-mcp --help": ("-m", "molecule_mcp", "--help"),
+    }
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in contestants}
+    for _ in range(STARTS):
+        for name, arguments in contestants.items():
+            taken[name].append(_run(*arguments))
+    return [_row("command", name, times) for name, times in taken.items()]
+
+
 # startup: spawn -> initialize answered
 
 
@@ -71,7 +90,7 @@ def startup(platform: PlatformProcess, root: Path) -> list[Row]:
     ours = (sys.executable, "-m", "molecule_mcp")
     contestants: dict[str, Callable[[], tuple[float, float]]] = {
         "stdlib loop (floor)": lambda: _start({}, root / "f", (sys.executable, str(SERVERS / "floor.py"))),
-        "python -c pass": _pass,
+        "python -c pass": lambda: _run("-c", "pass"),
         "bare lowlevel server": lambda: _start({}, root / "l", (sys.executable, str(SERVERS / "bare_lowlevel.py"))),
         "molecule-mcp": lambda: _start(settings, root / "state", ours),
     }
@@ -93,12 +112,10 @@ def _start(settings: dict[str, str], state: Path, command: tuple[str, ...]) -> t
     return elapsed, _children_cpu() - (before.children_user + before.children_system)
 
 
-def _pass() -> tuple[float, float]:
-    import subprocess
-
+def _run(*arguments: str) -> tuple[float, float]:
     before = _children_cpu()
     began = time.perf_counter()
-    subprocess.run([sys.executable, "-c", "pass"], check=True)
+    subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - began, _children_cpu() - before
 
 

@@ -1,4 +1,4 @@
-"""Make sure that a workspace of a given name exists, and get a token for it: `molecule-mcp platform --workspace NAME`."""
+"""A workspace by its name, and a token for it: what `molecule-mcp platform --workspace NAME` prints."""
 
 from __future__ import annotations
 

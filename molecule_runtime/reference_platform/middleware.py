@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
+import anyio
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
@@ -105,7 +106,7 @@ class ForeignPageGuard:
             return
         refusal = JSONResponse({"error": reason}, status_code=403)
         if scope["type"] == "websocket":
-            await WebSocket(scope, receive, send).send_denial_response(refusal)
+            await deny_socket(WebSocket(scope, receive, send), refusal)
         else:
             await refusal(scope, receive, send)
 
@@ -119,6 +120,13 @@ class ForeignPageGuard:
         if all(origin.lower() in own or origin in self._origins for origin in origins):
             return None
         return "origin not allowed"
+
+
+async def deny_socket(socket: WebSocket, refusal: Response) -> None:
+    """Answer a handshake with an HTTP refusal instead of accepting it."""
+    await socket.send_denial_response(refusal)
+    # Uvicorn closes the connection in its next turn, and logs an error when the app returns before that.
+    await anyio.lowlevel.checkpoint()
 
 
 def _hostname(netloc: str) -> str:

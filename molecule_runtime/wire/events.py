@@ -47,8 +47,11 @@ class EventName(StrEnum):
     EXTERNAL_CREDENTIALS_ROTATED = "EXTERNAL_CREDENTIALS_ROTATED"
 
 
-STATUS_EVENTS = frozenset(name for name in EventName if name.startswith("WORKSPACE_"))
-"""What a workspace client hears of *other* workspaces it may talk to (contract 0.5)."""
+STATUS_EVENTS = frozenset(
+    name for name in EventName if name.startswith("WORKSPACE_") and name is not EventName.WORKSPACE_HEARTBEAT
+)
+"""What a workspace client hears of *other* workspaces it may talk to (contract 0.5). A beat is no change of status:
+a team of a hundred would otherwise wake each of its agents five times a second."""
 
 
 class Event(WireModel):

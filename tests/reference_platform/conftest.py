@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from molecule_runtime.clock import ManualClock
 from molecule_runtime.reference_platform.config import PlatformConfig
@@ -17,6 +18,13 @@ from .support import ADMIN, Platform, running
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    """Keep logs out of the output: rendering a traceback for a console takes seconds."""
+    with capture_logs():
+        yield
 
 
 @pytest.fixture

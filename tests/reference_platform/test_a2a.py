@@ -185,7 +185,7 @@ async def test_removed_target_is_404_for_everybody_and_gets_no_row(platform: Pla
 
 
 async def test_denials_come_in_the_contracts_order(platform: Platform, database: Path) -> None:
-    """Caller, token, removed, hierarchy, budget, body: each is told only to who passed the ones before (contract 4.1)."""
+    """Caller, token, removed, hierarchy, budget, body: each is told only to who passed those before (contract 4.1)."""
     root = await platform.join("root")
     member = await platform.join("member", parent_id=root.id)
     stranger = await platform.join("stranger")

@@ -116,7 +116,7 @@ async def test_fresh_installation_is_open_until_the_first_token(fresh: Platform)
 
 @pytest.mark.parametrize("door", ["register", "heartbeat"])
 async def test_self_doors(platform: Platform, locked: Platform, door: str) -> None:
-    """Own token or ADMIN_TOKEN; development mode opens nothing here; a removed workspace is always 401 (contract 1.5)."""
+    """Own token or ADMIN_TOKEN, in every mode; a removed workspace is always 401 (contract 1.5)."""
     for mode, admin in ((platform, INVALID), (locked, "")):
         made = await scene(mode)
         expected = {"none": MISSING, "ours": "", "other": INVALID, "removed": INVALID, "wrong": INVALID, ADMIN: admin}
@@ -257,3 +257,15 @@ async def test_times_of_use_are_written_by_the_sweep(platform: Platform, databas
     assert sql(database, "SELECT last_used_at FROM workspace_tokens") == [(None,)]
     await platform.parts.sweeper.sweep_once()
     assert sql(database, "SELECT last_used_at FROM workspace_tokens") == [("2026-01-01 00:00:00.000000",)]
+
+
+async def test_a_removed_workspaces_token_is_dead_even_if_it_was_never_revoked(
+    platform: Platform, database: Path
+) -> None:
+    """The look-up itself leaves removed workspaces out (contract 1.2)."""
+    made = await scene(platform)
+    sql(database, "UPDATE workspace_tokens SET revoked_at = NULL")
+    for path in ("activity", "state", "chat-history"):
+        reply = await platform.http.get(f"/workspaces/{made.removed.id}/{path}", headers=made.removed.headers)
+        assert outcome(reply) == INVALID
+    assert await platform.parts.tokens.owner(made.removed.token) is None

@@ -18,7 +18,7 @@ FAMILIES = {
 
 
 async def test_page_names_types_and_helps_every_family_from_the_start(platform: Platform) -> None:
-    """HELP and TYPE for each of the contract's names, zeroes where nothing happened, nothing else (contract 9.1, R19)."""
+    """HELP and TYPE for each of the names, zeroes where nothing happened, nothing else (contract 9.1, R19)."""
     reply = await platform.http.get("/metrics")
     assert reply.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
     lines = reply.text.splitlines()

@@ -50,7 +50,7 @@ async def test_message_is_broadcast_and_stored_without_activity_event(platform: 
 
 
 async def test_attachments_have_lower_case_keys_in_event_and_row(platform: Platform) -> None:
-    """The canvas reads uri, name, mimeType, size; absent ones stay absent and a size of 0 is left out (contract 4.2)."""
+    """The keys are uri, name, mimeType, size; absent ones stay absent, a row has no size 0 (contract 4.2)."""
     member = await platform.join()
     files = [
         {"uri": "platform-pending:a/b", "name": "a.pdf", "mimeType": "application/pdf", "size": 123},
@@ -95,7 +95,7 @@ async def test_empty_attachment_list_is_no_attachment(platform: Platform) -> Non
     ],
 )
 async def test_summary_is_80_code_points_of_valid_utf8(platform: Platform, message: str, shown: str) -> None:
-    """Previews are cut between code points, never inside one, and only when something is left out (contract 4.2, R4)."""
+    """Previews are cut between code points, and marked only when something is left out (contract 4.2, R4)."""
     member = await platform.join()
     content = json.dumps({"message": message})  # escapes what UTF-8 cannot say
     await platform.http.post(f"/workspaces/{member.id}/notify", content=content, headers=member.headers)

@@ -17,7 +17,7 @@ async def names(platform: Platform, member: Member, q: str | None = None) -> lis
 
 
 async def test_siblings_then_children_then_parent(platform: Platform, clock: ManualClock) -> None:
-    """The order of the list, by creation within each group; roots are siblings; nobody else, not oneself (contract 2.6)."""
+    """By creation within each group; roots are siblings; nobody else and not oneself (contract 2.6)."""
     made: dict[str, Member] = {}
     for name, parent in (
         ("root", None),

@@ -16,7 +16,7 @@ from .support import CARD, NOBODY, Platform, bearer, running, sql, until
 
 
 async def test_creation_register_and_first_beat_announce_themselves_in_order(platform: Platform) -> None:
-    """PROVISIONING comes first, then AWAITING_AGENT, ONLINE with the card, and a beat after its changes (contract 2, 3.1)."""
+    """PROVISIONING, AWAITING_AGENT, ONLINE with the card, then a beat after its changes (contract 2, 3.1)."""
     with platform.parts.bus.subscribe() as events:
         member = await platform.create()
         assert await platform.heard(events) == [
@@ -68,7 +68,7 @@ async def test_beat_overwrites_the_columns_and_spend_is_kept_on_zero(platform: P
 async def test_silent_workspace_awaits_its_agent_and_a_beat_brings_it_back(
     platform: Platform, clock: ManualClock
 ) -> None:
-    """After 90 s without a beat the sweep shows awaiting_agent with WORKSPACE_OFFLINE; any beat mends it (contract 2.4)."""
+    """90 s without a beat mean awaiting_agent and WORKSPACE_OFFLINE; any beat mends it (contract 2.4)."""
     member = await platform.join()
     with platform.parts.bus.subscribe() as events:
         clock.advance(90)

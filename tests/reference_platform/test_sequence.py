@@ -1,4 +1,4 @@
-"""Rows become visible in the order of their numbers, whoever writes them: a reader that follows since_id misses none."""
+"""Rows become visible in the order of their numbers: a reader that follows since_id misses none, whoever writes."""
 
 from __future__ import annotations
 

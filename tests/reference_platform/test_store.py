@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import traceback
 from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
@@ -141,3 +142,14 @@ async def test_a_write_that_raises_leaves_nothing_and_the_store_goes_on(store: S
         await store.read(lambda connection: connection.exec_driver_sql(row))
     await store.write(lambda connection: connection.exec_driver_sql(row))
     assert sql(database, "SELECT count(*) FROM workspaces") == [(1,)]
+
+
+async def test_errors_of_the_store_do_not_quote_what_was_written(store: Store) -> None:
+    """Tracebacks are logged, so they must not hold messages or digests (ours, style 4)."""
+    statement = text("INSERT INTO nowhere VALUES (:words)")
+    words = {"words": " ".join(("secret", "words"))}  # joined, or the traceback would quote this line
+    with pytest.raises(StoreError) as failure:
+        await store.write(lambda connection: connection.execute(statement, words))
+    told = "".join(traceback.format_exception(failure.value))
+    assert "nowhere" in told
+    assert "secret words" not in told

@@ -13,6 +13,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from molecule_runtime.clock import Clock
 from molecule_runtime.reference_platform.bus import Subscription
+from molecule_runtime.reference_platform.middleware import deny_socket
 from molecule_runtime.reference_platform.parts import parts_of
 from molecule_runtime.reference_platform.refusals import Refusal
 from molecule_runtime.reference_platform.services.peers import Peers
@@ -32,7 +33,7 @@ async def _events(socket: WebSocket) -> None:
     try:
         workspace_id = await parts.auth.listener(socket)
     except Refusal as refusal:
-        await socket.send_denial_response(JSONResponse(refusal.body(), status_code=refusal.status))
+        await deny_socket(socket, JSONResponse(refusal.body(), status_code=refusal.status))
         return
     view = Canvas() if workspace_id is None else OneWorkspace(workspace_id, parts.peers, parts.clock)
     # Listening starts before the handshake ends: whoever is connected misses nothing from then on.

@@ -9,6 +9,8 @@ the write-ahead log, never wait for a writer.
 from __future__ import annotations
 
 import asyncio
+import sqlite3
+import time
 from collections.abc import Callable
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -23,6 +25,8 @@ from molecule_runtime.reference_platform.store.schema import upgrade_to_head
 
 BUSY_TIMEOUT_MS = 5_000
 """How long a SQLite writer waits for another process's transaction before it gives up with a `StoreError`."""
+WAL_RETRY_S = 0.02
+"""Seconds between two attempts to switch a new file to its write-ahead log while others try the same."""
 READERS = 4
 """Reading connections; each costs a thread with aiosqlite, and there are few cores."""
 
@@ -35,7 +39,10 @@ class StoreError(Exception):
 
 
 class Store:
-    """One database. Create it inside the loop that uses it; `close` it there."""
+    """One database. Create it inside the loop that uses it; `close` it there.
+
+    Parameters are hidden in errors, since errors are logged and parameters are messages and token digests.
+    """
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -44,7 +51,7 @@ class Store:
             self._writer = _sqlite_engine(url, begin="BEGIN IMMEDIATE", pool_size=1, read_only=False)
             self._reader = _sqlite_engine(url, begin="BEGIN", pool_size=READERS, read_only=True)
         else:
-            self._writer = self._reader = create_async_engine(url, pool_pre_ping=True)
+            self._writer = self._reader = create_async_engine(url, pool_pre_ping=True, hide_parameters=True)
 
     async def migrate(self) -> None:
         """Bring the schema to the newest revision, once for each store; nothing happens when it is there already.
@@ -56,7 +63,7 @@ class Store:
             return
         try:
             await anyio.to_thread.run_sync(_migrate, self._url)  # Alembic reads files and blocks
-        except (SQLAlchemyError, OSError) as error:
+        except (SQLAlchemyError, OSError, sqlite3.Error) as error:
             raise StoreError(type(error).__name__) from error
         self._migrated = True
 
@@ -97,8 +104,29 @@ def _migrate(url: str) -> None:
         return
     engine = create_engine(make_url(url).set(drivername="sqlite"), poolclass=NullPool)
     _set_up_sqlite(engine, begin="BEGIN IMMEDIATE", read_only=False)
+    _switch_to_wal(engine)
     with engine.begin() as connection:
         upgrade_to_head(connection)
+
+
+def _switch_to_wal(engine: Engine) -> None:
+    """Give a SQLite file its write-ahead log, for good: the file remembers it.
+
+    SQLite does not wait here for others that do the same at this moment (the busy timeout has no effect), so we do.
+    """
+    deadline = time.monotonic() + BUSY_TIMEOUT_MS / 1000
+    connection = engine.raw_connection()
+    try:
+        while True:
+            try:
+                connection.cursor().execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if time.monotonic() > deadline or "locked" not in str(error):
+                    raise
+                time.sleep(WAL_RETRY_S)
+    finally:
+        connection.close()
 
 
 async def _migrate_async(url: str) -> None:
@@ -111,7 +139,7 @@ async def _migrate_async(url: str) -> None:
 
 
 def _sqlite_engine(url: str, *, begin: str, pool_size: int, read_only: bool) -> AsyncEngine:
-    engine = create_async_engine(url, pool_size=pool_size, max_overflow=0)
+    engine = create_async_engine(url, pool_size=pool_size, max_overflow=0, hide_parameters=True)
     _set_up_sqlite(engine.sync_engine, begin=begin, read_only=read_only)
     return engine
 
@@ -124,7 +152,6 @@ def _set_up_sqlite(engine: Engine, *, begin: str, read_only: bool) -> None:
         dbapi_connection.isolation_level = None  # the driver must not begin transactions by itself
         cursor = dbapi_connection.cursor()
         cursor.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
-        cursor.execute("PRAGMA journal_mode = WAL")
         cursor.execute("PRAGMA synchronous = NORMAL")
         cursor.execute("PRAGMA foreign_keys = ON")
         if read_only:

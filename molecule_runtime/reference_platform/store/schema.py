@@ -5,6 +5,7 @@ The revisions live beside this file in `migrations/versions` and ship with the p
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 from alembic import command
@@ -12,6 +13,8 @@ from alembic.config import Config
 from sqlalchemy import Connection
 
 MIGRATIONS = Path(__file__).parent / "migrations"
+_ALEMBIC = threading.Lock()
+"""Alembic keeps the running migration in a module, so only one thread of a process may migrate at a time."""
 
 
 def upgrade_to_head(connection: Connection) -> None:
@@ -19,4 +22,5 @@ def upgrade_to_head(connection: Connection) -> None:
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    with _ALEMBIC:
+        command.upgrade(config, "head")
