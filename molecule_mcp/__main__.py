@@ -20,6 +20,9 @@ def main() -> int:
         sys.stdout.write(f"molecule-mcp {__version__}\n")
         return 0
     if arguments in SERVE_FORMS:
+        from molecule_mcp.pipe import exit_on_signals
+
+        exit_on_signals()
         from molecule_mcp.serve import serve
 
         return serve(strict=SERVE_FORMS[arguments])

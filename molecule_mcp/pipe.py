@@ -6,7 +6,8 @@ neither would notice: a parent that died while somebody else keeps the pipe open
 
 Reading begins before the MCP SDK is imported (over a second of CPU), so that a host that only looks (its list and
 health-check commands) is not kept waiting: until `serve_from` is called, the end of the pipe or a signal ends the
-process at once. Nothing is lost by that: every file of ours survives a kill.
+process at once. After that the end is reported, and the way out is bounded: what is left after `LEAVE_WITHIN_S` (a
+blocked loop, a thread in a name look-up) is cut off. Nothing is lost by that: every file of ours survives a kill.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import select
 import signal
 import sys
 import threading
+import time
 from collections import deque
 from enum import Enum
 from types import FrameType
@@ -30,6 +32,8 @@ MAX_UNREAD_BYTES = 32 * 1024 * 1024
 MAX_UNSENT_BYTES = 8 * 1024 * 1024
 """How much may wait for a host that does not read; then answers wait too, and notifications are dropped."""
 WATCH_EVERY_S = 0.25
+LEAVE_WITHIN_S = 1.0
+"""Hosts send SIGKILL 0.4 s to 2 s after asking (clients.md 1.3); an ordinary way out takes a tenth of this."""
 
 
 class End(Enum):
@@ -46,6 +50,16 @@ class End(Enum):
         return max(0, self.value)
 
 
+def exit_on_signals() -> None:
+    """A signal ends the process with its code at once: for the time before there is a `Pipe`. Main thread only."""
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        os._exit(End[signal.Signals(number).name].exit_code)
+
+    signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGINT, leave)
+
+
 class Overlong:
     """Stands in the place of a line that was longer than `MAX_LINE_BYTES`."""
 
@@ -53,9 +67,11 @@ class Overlong:
 class Pipe:
     """A line-based duplex over two descriptors. Threads feed it; one event loop drains it."""
 
-    def __init__(self, fd_in: int, fd_out: int) -> None:
+    def __init__(self, fd_in: int, fd_out: int, *, owns_process: bool = False) -> None:
+        """`owns_process`: the end of this pipe is the end of the process, at once or within `LEAVE_WITHIN_S`."""
         self._fd_in = fd_in
         self._fd_out = fd_out
+        self._owns_process = owns_process
         self._lock = threading.Lock()
         self._room = threading.Condition(self._lock)
         self._work = threading.Condition(self._lock)
@@ -63,8 +79,11 @@ class Pipe:
         self._unread_bytes = 0
         self._unsent: deque[bytes] = deque()
         self._unsent_bytes = 0
+        self._sent_at = 0.0
         self._broken = False
         self._end: End | None = None
+        self._moved_at = 0.0
+        self._signalled: End | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wake = asyncio.Event()
         self._parent = os.getppid()
@@ -78,26 +97,39 @@ class Pipe:
         os.close(null)
         os.dup2(2, 1)
         sys.stdout.flush()
-        return cls(fd_in, fd_out)
+        return cls(fd_in, fd_out, owns_process=True)
 
     def start(self) -> None:
         """Start the threads; from now on the end of the pipe is noticed."""
         for name, work in (("read", self._read), ("write", self._write), ("watch", self._watch)):
             threading.Thread(target=work, name=f"molecule-pipe-{name}", daemon=True).start()
 
-    def exit_on_early_signals(self) -> None:
-        """Until `serve_from`, a signal ends the process with its code at once. Call in the main thread."""
+    def take_signals(self) -> None:
+        """SIGTERM and SIGINT end the pipe from now on; the first reason stays. Call in the main thread."""
 
-        def leave(number: int, _frame: FrameType | None) -> None:
-            os._exit(End[signal.Signals(number).name].exit_code)
+        def on_signal(number: int, _frame: FrameType | None) -> None:
+            reason, loop = End[signal.Signals(number).name], self._loop
+            if loop is None:
+                os._exit(reason.exit_code)
+            self._signalled = reason  # the watching thread ends the pipe should the loop be blocked
+            try:
+                loop.call_soon_threadsafe(self.end, reason)
+            except RuntimeError:
+                return  # the loop is closed: the process is on its way out
 
-        signal.signal(signal.SIGTERM, leave)
-        signal.signal(signal.SIGINT, leave)
+        signal.signal(signal.SIGTERM, on_signal)
+        signal.signal(signal.SIGINT, on_signal)
+
+    def ignore_signals(self) -> None:
+        """The end has its reason and its code; a signal must not change them while the interpreter shuts down."""
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def serve_from(self, loop: asyncio.AbstractEventLoop) -> None:
         """From here on `read_line`, `write` and `ended` are used in `loop`, and ends are reported, not acted on."""
         with self._lock:
             self._loop = loop
+            self._moved_at = time.monotonic()
 
     async def read_line(self) -> bytes | Overlong | None:
         """The next line without its newline; None when the pipe has ended (at EOF only when nothing is left)."""
@@ -107,6 +139,7 @@ class Pipe:
                     return None
                 if self._unread:
                     line = self._unread.popleft()
+                    self._moved_at = time.monotonic()
                     self._unread_bytes -= 0 if isinstance(line, Overlong) else len(line)
                     self._room.notify_all()
                     return line
@@ -116,17 +149,22 @@ class Pipe:
             await self._wake.wait()
 
     async def write(self, line: bytes, *, droppable: bool = False) -> bool:
-        """Queue a line (its newline is added); waits while the host does not read. False when it was dropped."""
+        """Queue a line (its newline is added); waits while the host does not read. False when it was dropped.
+
+        Once the pipe has ended nothing waits any more: what a full queue cannot take is dropped.
+        """
         while True:
             with self._lock:
                 if self._broken:
                     return False
                 if self._unsent_bytes < MAX_UNSENT_BYTES:
+                    if not self._unsent:
+                        self._sent_at = time.monotonic()
                     self._unsent.append(line)
                     self._unsent_bytes += len(line)
                     self._work.notify()
                     return True
-                if droppable:
+                if droppable or self._end is not None:
                     return False
             await asyncio.sleep(0.02)
 
@@ -145,9 +183,9 @@ class Pipe:
         """Stop reading for `reason`; the first reason stays. Callable from any thread."""
         with self._lock:
             if self._end is None:
-                self._end = reason
+                self._end, self._moved_at = reason, time.monotonic()
             loop = self._loop
-            if loop is None and not self._unread:
+            if loop is None and self._owns_process and not self._unread:
                 os._exit(reason.exit_code)  # nobody has asked anything yet: leave as a kill would
         if loop is not None:
             self._call_in(loop)
@@ -212,20 +250,31 @@ class Pipe:
             with self._lock:
                 self._unsent.popleft()
                 self._unsent_bytes -= len(line)
+                self._sent_at = time.monotonic()
 
     def _watch(self) -> None:
-        """Notice a parent that died (its id changes) and a reader that closed stdout (POLLERR on a pipe)."""
+        """Notice what neither reading nor writing would; then see to it that the process leaves in time."""
         poll = select.poll()
         poll.register(self._fd_out, 0)
         while self._end is None:
-            if os.getppid() != self._parent:
+            closed = any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(WATCH_EVERY_S * 1000))
+            if os.getppid() != self._parent:  # a parent that died: its place is taken by another
                 self.end(End.PARENT_GONE)
-                return
-            if any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(WATCH_EVERY_S * 1000)):
+            elif closed:  # the host closed its end of stdout
                 with self._lock:
                     self._broken = True
                 self.end(End.STDOUT_CLOSED)
-                return
+            elif self._signalled is not None:
+                self.end(self._signalled)
+        if self._owns_process:
+            while self._loop is None or time.monotonic() < self._last_movement() + LEAVE_WITHIN_S:
+                time.sleep(WATCH_EVERY_S)
+            os._exit(self._end.exit_code)
+
+    def _last_movement(self) -> float:
+        """When the way out last went on: a line was taken from the host, or, while answers queue, given to it."""
+        with self._lock:
+            return self._sent_at if self._unsent else self._moved_at
 
 
 def _write_all(fd: int, data: bytes) -> None:

@@ -35,7 +35,7 @@ def serve(*, strict: bool, roles: Roles | None = None) -> int:
         _explain(trouble)
         return outcome(trouble).exit_code
     pipe = Pipe.claim_stdio()
-    pipe.exit_on_early_signals()
+    pipe.take_signals()
     pipe.start()
     gc.disable()  # the imports make objects that live to the end: walking them at exit costs 0.4 s
     state_dir = _open_state(settings)
@@ -75,6 +75,7 @@ def _serve(
     finally:
         if bridge is not None and not bridge.stop():
             log.debug("serve.runtime_cut_off")
+        pipe.ignore_signals()
     log.info("serve.ended", detail=end.name)
     return end
 

@@ -7,11 +7,9 @@ is a tool error it can read.
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Sequence
 from typing import Any
 
-import anyio
 import mcp_types
 import structlog
 from mcp.server.context import ServerRequestContext
@@ -106,16 +104,7 @@ def _result(result: ToolResult) -> mcp_types.CallToolResult:
 
 
 async def serve_pipe(server: Server[Any], pipe: Pipe) -> End:
-    """Serve until the pipe ends or a signal comes; requests in flight are answered on the way out."""
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(_end_on_signal, pipe)
-        async with stdio(pipe) as (read_stream, write_stream):
-            await server.run(read_stream, write_stream, server.create_initialization_options())
-        tasks.cancel_scope.cancel()
+    """Serve until the pipe ends (a signal ends it, too); requests in flight are answered on the way out."""
+    async with stdio(pipe) as (read_stream, write_stream):
+        await server.run(read_stream, write_stream, server.create_initialization_options())
     return pipe.ended or End.EOF
-
-
-async def _end_on_signal(pipe: Pipe) -> None:
-    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async for number in signals:
-            pipe.end(End[number.name])

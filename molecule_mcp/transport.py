@@ -112,7 +112,8 @@ async def _pump_in(
                 continue
             if isinstance(what, Refusal):
                 log.info("transport.refused", status=what.code, detail=what.message)
-                await pipe.write(what.to_line())
+                if not await pipe.write(what.to_line()):
+                    return  # nobody will read an answer any more
                 continue
             if isinstance(what.message, mcp_types.JSONRPCRequest):
                 unanswered.add(what.message.id)

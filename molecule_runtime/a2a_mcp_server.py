@@ -10,6 +10,9 @@ import sys
 
 def main() -> int:
     """Serve MCP on stdin and stdout; nothing here beats. The exit code is that of `molecule-mcp serve`."""
+    from molecule_mcp.pipe import exit_on_signals
+
+    exit_on_signals()
     from molecule_mcp.serve import serve
 
     from molecule_runtime.workspace import Roles

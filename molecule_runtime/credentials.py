@@ -13,7 +13,7 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from molecule_runtime.errors import CredentialError
-from molecule_runtime.settings import Settings
+from molecule_runtime.settings import Settings, token_flaw
 from molecule_runtime.state import WorkspaceState
 
 MAX_TOKEN_BYTES = 8192
@@ -34,6 +34,7 @@ class Credentials:
         self._settings = settings
         self._state = state
         self._current: Credential | None = None
+        self._issued: Credential | None = None
         self._is_read = False
 
     def current(self) -> Credential | None:
@@ -64,7 +65,7 @@ class Credentials:
         Raises:
             StateDirUnwritable: it cannot be written; the token is used for this run all the same.
         """
-        self._current = Credential(token, "issued at registration")
+        self._current = self._issued = Credential(token, "issued at registration")
         self._is_read = True
         if self._state is not None:
             self._state.write_private(self._state.token_file, token.get_secret_value() + "\n")
@@ -73,18 +74,25 @@ class Credentials:
         if self._settings.token is not None:
             return Credential(self._settings.token, "MOLECULE_WORKSPACE_TOKEN")
         if self._settings.token_file is not None:
-            file = self._settings.token_file.expanduser()
+            file = _expanded(self._settings.token_file)
             return Credential(read_token_file(file), f"the file {file}")
         if self._state is not None and self._state.token_file.exists():
             return Credential(read_token_file(self._state.token_file), f"the file {self._state.token_file}")
-        return None
+        return self._issued  # it could not be saved: this process is the only place that has it
+
+
+def _expanded(file: Path) -> Path:
+    try:
+        return file.expanduser()
+    except RuntimeError:
+        raise CredentialError(source=f"the file {file}", reason="there is no such user") from None
 
 
 def read_token_file(file: Path) -> SecretStr:
     """The one token in a file.
 
     Raises:
-        CredentialError: missing, unreadable, empty, not UTF-8, too large, or with white space inside.
+        CredentialError: missing, unreadable, empty, not UTF-8, too large, a placeholder, or with white space inside.
     """
     source = f"the file {file}"
     try:
@@ -102,4 +110,7 @@ def read_token_file(file: Path) -> SecretStr:
         raise CredentialError(source=source, reason="it is empty")
     if any(char.isspace() for char in token):
         raise CredentialError(source=source, reason="it holds more than one word; a token has no white space inside")
+    flaw = token_flaw(token)
+    if flaw is not None:
+        raise CredentialError(source=source, reason=f"it {flaw}")
     return SecretStr(token)

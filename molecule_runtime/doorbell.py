@@ -6,11 +6,11 @@ sound. No WebSocket (an older platform, a proxy) means polling at the ordinary p
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from urllib.parse import urlsplit, urlunsplit
 
 import structlog
-from pydantic import ValidationError
 from websockets.asyncio.client import connect
 from websockets.exceptions import WebSocketException
 
@@ -18,11 +18,13 @@ from molecule_runtime.client import PlatformClient, is_loopback
 from molecule_runtime.clock import Clock
 from molecule_runtime.errors import CredentialError
 from molecule_runtime.retry import DOORBELL
-from molecule_runtime.wire.events import Event, EventName
+from molecule_runtime.wire.events import EventName
 
 OPEN_TIMEOUT_S = 10.0
 CLOSE_TIMEOUT_S = 0.1
 """A farewell nobody needs: the process must be gone within half a second (agent-side 2)."""
+STEADY_S = 60.0
+"""A line that held this long was a good one; one that is dropped sooner counts as a failure and slows us down."""
 _KNOWN = frozenset(name.value for name in EventName)
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -41,18 +43,20 @@ class Doorbell:
         """Keep the line open until cancelled; never raises for a network failure."""
         failures = 0
         while True:
+            began = self._clock.monotonic()
             try:
                 await self._listen()
-                failures = 0
             except (OSError, WebSocketException, CredentialError) as error:
-                failures += 1
                 log.debug("doorbell.down", error=type(error).__name__, attempt=failures)
+            except Exception as bug:
+                log.exception("doorbell.iteration_failed", error=type(bug).__name__)
             finally:
                 was_up, self.is_up = self.is_up, False
+            was_steady = was_up and self._clock.monotonic() - began >= STEADY_S
+            failures = 1 if was_steady else failures + 1
             if was_up:
-                failures = 1
                 self._on_ring()  # the poller slows down while the line is up: tell it that this has ended
-            await self._clock.sleep(DOORBELL.delay(max(1, failures)))
+            await self._clock.sleep(DOORBELL.delay(failures))
 
     async def _listen(self) -> None:
         headers = self._client.headers(as_caller=True)
@@ -80,12 +84,14 @@ def rings(frame: str | bytes, workspace_id: str) -> bool:
     Our own beats and other workspaces' news do not.
     """
     try:
-        event = Event.model_validate_json(frame)
-    except ValidationError:
+        event = json.loads(frame)
+    except (ValueError, RecursionError):
         return False
-    if event.workspace_id != workspace_id:
+    if not isinstance(event, dict) or event.get("workspace_id") != workspace_id:
         return False
-    name = event.event
+    name = event.get("event")
+    if not isinstance(name, str):
+        return False
     return name == EventName.ACTIVITY_LOGGED or name.startswith("DELEGATION_") or name not in _KNOWN
 
 

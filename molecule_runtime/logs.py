@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 import logging.handlers
+import os
 import sys
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +79,9 @@ def configure(*, stderr_level: str, file: Path | None, file_level: str = "INFO")
 
 
 def _file_handler(file: Path, level: str, pre_chain: list[Any]) -> logging.Handler:
-    handler = logging.handlers.RotatingFileHandler(
+    handler = _PrivateRotatingFile(
         file, maxBytes=LOG_FILE_BYTES, backupCount=LOG_FILES_KEPT, encoding="utf-8", delay=False
     )
-    file.chmod(0o600)
     handler.setLevel(level)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
@@ -92,6 +93,15 @@ def _file_handler(file: Path, level: str, pre_chain: list[Any]) -> logging.Handl
         )
     )
     return handler
+
+
+class _PrivateRotatingFile(logging.handlers.RotatingFileHandler):
+    """Every file it opens is 0600, the ones that a rotation begins included."""
+
+    def _open(self) -> TextIOWrapper:
+        stream = super()._open()
+        os.chmod(self.baseFilename, 0o600)
+        return stream
 
 
 def _for_people(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

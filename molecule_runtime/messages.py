@@ -11,7 +11,7 @@ from typing import Literal, assert_never
 import structlog
 
 from molecule_runtime.client import PlatformClient
-from molecule_runtime.errors import InvalidArgument, PeerRefused
+from molecule_runtime.errors import InvalidArgument, JournalUnusable, PeerRefused
 from molecule_runtime.inbox.classify import Kind, Message
 from molecule_runtime.inbox.mailbox import Mailbox
 from molecule_runtime.wire.a2a import Answered, Malformed, Queued, Refused
@@ -57,6 +57,8 @@ async def reply(client: PlatformClient, mailbox: Mailbox, activity_id: str, text
         MessageUnknown: no such open message; nothing was sent.
         InvalidArgument: an answer to it is being sent already, or it takes no answer.
         PlatformError, PeerRefused: sending failed; the message stays open.
+
+    A journal that fails after the answer is out raises nothing: told of an error, an agent would answer twice.
     """
     with mailbox.answering(activity_id):
         entry = await mailbox.find(activity_id)
@@ -70,7 +72,11 @@ async def reply(client: PlatformClient, mailbox: Mailbox, activity_id: str, text
                 await send_to_peer(client, entry.message.peer_id, text, delegation_id=entry.message.delegation_id)
             case _:
                 assert_never(recipient)
-        return recipient, await mailbox.pop(activity_id)
+        try:
+            return recipient, await mailbox.pop(activity_id)
+        except JournalUnusable as error:
+            log.warning("messages.not_popped", activity_id=activity_id, detail=str(error))
+            return recipient, False
 
 
 def _recipient(message: Message) -> Recipient:

@@ -76,9 +76,10 @@ class PeerDirectory:
 
 
 def view_of(peer: Peer) -> PeerView:
-    """The wire's peer with its names cleaned and its card's skills as plain words (strings or objects, contract 2.2)."""
+    """The wire's peer with its names cleaned and its card's skills as plain words (strings or objects)."""
     skills = (peer.agent_card or {}).get("skills")
-    names = [skill.get("name") if isinstance(skill, dict) else skill for skill in skills or []]
+    listed = skills if isinstance(skills, list) else []  # a card is other people's JSON, any shape of it
+    names = [(skill.get("name") or skill.get("id")) if isinstance(skill, dict) else skill for skill in listed]
     return PeerView(
         id=peer.id,
         name=clean_name(peer.name) or peer.id[:8],

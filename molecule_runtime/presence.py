@@ -93,18 +93,20 @@ class Presence:
         self._on_snapshot = on_snapshot
         self._snapshot = PresenceSnapshot(PresenceState.STARTING, since=clock.now())
         self._started_at = clock.monotonic()
+        self._drift_s = self._drift()
         self._removal_checked_at = clock.monotonic()
 
     def snapshot(self) -> PresenceSnapshot:
         return self._snapshot
 
     async def run(self) -> None:
-        """Register, then beat until cancelled."""
+        """Register, then beat until cancelled; register again after a refusal: that restores card and delivery mode."""
         with structlog.contextvars.bound_contextvars(workspace_id=self._client.workspace_id):
             try:
                 await self._clock.sleep(QUIET_START_S)
-                await self._register()
-                await self._beat()
+                while True:
+                    await self._register()
+                    await self._beat()
             finally:
                 self._enter(PresenceState.STOPPED)
 
@@ -118,10 +120,13 @@ class Presence:
             await self._pause(self._retry_in_s(error))
 
     async def _beat(self) -> None:
-        """Beat on a fixed grid of deadlines; after a failure sooner, but never more often than the back-off allows."""
+        """Beat on a fixed grid of deadlines, after a failure sooner, until the token or the workspace is refused."""
         deadline = self._clock.monotonic()
         while True:
             error = await self._attempt(self._beat_once)
+            if isinstance(error, Unauthorized | CredentialError | WorkspaceRemoved):
+                await self._pause(self._retry_in_s(error))
+                return
             now = self._clock.monotonic()
             while deadline <= now:
                 deadline += self._interval_s
@@ -132,6 +137,8 @@ class Presence:
                 deadline = self._clock.monotonic()
 
     async def _register_once(self) -> None:
+        if self._snapshot.state is PresenceState.REMOVED:
+            await self._check_removal()  # an upstream platform would answer with a token that opens nothing
         reply = await self._client.register(self._agent_card)
         if reply.auth_token is not None:
             await self._keep_issued_token(reply.auth_token)
@@ -143,7 +150,12 @@ class Presence:
         )
         self._keep_inbound_secret(reply.platform_inbound_secret)
         if self._clock.monotonic() - self._removal_checked_at >= REMOVAL_CHECK_S:
-            await self._check_removal()
+            try:
+                await self._check_removal()
+            except WorkspaceRemoved:
+                raise
+            except PlatformError as error:  # the beat itself was heard, and that is what the state says
+                log.debug("presence.removal_check_failed", error=type(error).__name__)
 
     async def _attempt(self, call: Callable[[], Any]) -> MoleculeError | None:
         """Make one call and note what it means. The one place of this module where every error is met."""
@@ -163,10 +175,8 @@ class Presence:
         return error
 
     async def _explain_refusal(self, refused: Unauthorized) -> MoleculeError:
-        """A 401 is a removed workspace, a rotated token, or a wrong one: look before it is called wrong."""
+        """A 401 is a removed workspace or a wrong token (a rotated one was re-read by the client): look which."""
         try:
-            if self._credentials.reread():
-                log.info("presence.token_reread")
             await self._check_removal()
         except (WorkspaceRemoved, CredentialError) as cause:
             return cause
@@ -179,8 +189,16 @@ class Presence:
         await self._client.get_workspace()
 
     async def _keep_issued_token(self, token: str) -> None:
-        """Store a token issued by register, unless the workspace is removed: then it opens nothing (contract 1.5)."""
-        await self._check_removal()
+        """Store a token issued by register, unless the workspace is removed: then it opens nothing (contract 1.5).
+
+        When that cannot be found out it is stored: a token is issued once, and a lost one locks the workspace.
+        """
+        try:
+            await self._check_removal()
+        except WorkspaceRemoved:
+            raise
+        except PlatformError as error:
+            log.debug("presence.removal_check_failed", error=type(error).__name__)
         try:
             self._credentials.save_issued(SecretStr(token))
         except LocalStateError as error:
@@ -222,10 +240,10 @@ class Presence:
     async def _pause(self, seconds: float) -> bool:
         """Sleep in slices; True when the wall clock jumped ahead meanwhile (a suspend), which ends the pause."""
         end = self._clock.monotonic() + seconds
-        drift = self._drift()
         while (remaining := end - self._clock.monotonic()) > 0:
             await self._clock.sleep(min(remaining, SLEEP_SLICE_S))
-            if self._drift() - drift > CLOCK_JUMP_S:
+            before, self._drift_s = self._drift_s, self._drift()
+            if self._drift_s - before > CLOCK_JUMP_S:
                 log.info("presence.clock_jumped")
                 return True
         return False

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable
-from concurrent.futures import Future
+from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -87,6 +88,10 @@ def _workspace_state(
         return None, error
 
 
+class RuntimeEnded(RuntimeError):
+    """The runtime's loop is gone; a bug, since it ends only when told to."""
+
+
 class RuntimeThread:
     """Runs a `Runtime` on a daemon thread with its own event loop, and is the only bridge to it."""
 
@@ -94,19 +99,33 @@ class RuntimeThread:
         self._make_runtime = make_runtime
         self._thread = threading.Thread(target=self._run, name="molecule-runtime", daemon=True)
         self._started: Future[tuple[asyncio.AbstractEventLoop, Runtime]] = Future()
+        self._started.set_running_or_notify_cancel()  # a caller that is cancelled while it waits must not cancel this
         self._task: asyncio.Task[None] | None = None
+        self._pending: set[Future[Any]] = set()
+        self._has_ended = False
 
     def start(self) -> None:
         self._thread.start()
 
-    async def call(self, work: Callable[[Runtime], Awaitable[T]]) -> T:
-        """Run `work(runtime)` in the runtime's loop and await it here; a cancellation here cancels it there."""
+    async def call(self, work: Callable[[Runtime], Awaitable[T]], *, to_the_end: bool = False) -> T:
+        """Run `work(runtime)` in the runtime's loop and await it here; a cancellation here cancels it there.
+
+        With `to_the_end` it does not: what has begun to leave this machine (an answer, and the mark that it was given)
+        is finished, whoever still waits for it.
+        """
         loop, runtime = await asyncio.wrap_future(self._started)
 
         async def step() -> T:
             return await work(runtime)
 
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(step(), loop))
+        done = asyncio.wrap_future(self._submit(step(), loop))
+        return await (asyncio.shield(done) if to_the_end else done)
+
+    def glance(self, read: Callable[[Runtime], T]) -> T | None:
+        """Read something immutable of the runtime from this thread, without waiting; None before it has started."""
+        if not self._started.done() or self._started.exception() is not None:
+            return None
+        return read(self._started.result()[1])
 
     def cast(self, work: Callable[[Runtime], Awaitable[object]]) -> None:
         """Run `work(runtime)` in the runtime's loop without waiting; what a cancelled caller leaves to be tidied."""
@@ -117,7 +136,26 @@ class RuntimeThread:
         async def step() -> None:
             await work(runtime)
 
-        asyncio.run_coroutine_threadsafe(step(), loop)
+        with suppress(RuntimeEnded):
+            self._submit(step(), loop)
+
+    def _submit(self, work: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> Future[T]:
+        """Hand work to the runtime's loop; whoever waits for it is told should that loop end without an answer."""
+        try:
+            future = asyncio.run_coroutine_threadsafe(work, loop)
+        except RuntimeError:
+            work.close()
+            raise RuntimeEnded("the runtime has ended") from None
+        self._pending.add(future)
+        future.add_done_callback(self._pending.discard)
+        if self._has_ended:
+            self._give_up()
+        return future
+
+    def _give_up(self) -> None:
+        for future in list(self._pending):
+            with suppress(InvalidStateError):
+                future.set_exception(RuntimeEnded("the runtime has ended"))
 
     def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> bool:
         """Cancel the runtime and wait for its thread; False when it did not end in time."""
@@ -139,6 +177,9 @@ class RuntimeThread:
             log.exception("runtime.ended", error=type(bug).__name__)
             if not self._started.done():
                 self._started.set_exception(bug)
+        finally:
+            self._has_ended = True
+            self._give_up()
 
     async def _main(self) -> None:
         runtime = self._make_runtime()

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 
 from molecule_runtime.errors import Problem, SettingsError
+from molecule_runtime.text import well_formed
 
 WAIT_CAP_SECS = 50
 """No request of a host stays open longer: the shortest call limit met is 60 s (clients.md 1.4)."""
@@ -34,18 +35,24 @@ def _base_url(value: Any) -> str:
     text = str(value).strip().rstrip("/")
     if any(char.isspace() for char in text):
         raise ValueError("must not hold white space")
+    if not (text.isascii() and text.isprintable()):
+        raise ValueError("must hold ASCII characters only; write an international host name in its xn-- form")
     try:
         parts = urlsplit(text)
-        port_is_valid = parts.port is None or parts.port > 0
-    except ValueError as error:
-        raise ValueError(f"is not a URL ({error})") from None
+        port = parts.port
+        port_is_valid = port is None or port > 0
+    except ValueError:
+        raise ValueError("is not a URL; an address and port look like https://host:8443") from None
     if parts.scheme not in {"http", "https"} or not parts.hostname or not port_is_valid:
         raise ValueError("must be a URL such as https://canvas.example.com")
     if parts.username or parts.password:
         raise ValueError("must not hold a user name or password; the token has a variable of its own")
     if parts.query or parts.fragment:
         raise ValueError("must not hold a query or a fragment")
-    return text
+    netloc = parts.netloc.lower()
+    if port == {"http": 80, "https": 443}[parts.scheme]:
+        netloc = netloc.removesuffix(f":{port}")  # an Origin never names the default port, and platforms compare it
+    return f"{parts.scheme}://{netloc}{parts.path}"
 
 
 def _uuid(value: Any) -> str:
@@ -70,13 +77,36 @@ def _flag(value: Any) -> bool:
     raise ValueError("must be 1 or 0")
 
 
+def token_flaw(token: str) -> str | None:
+    """What keeps a text from being a bearer token, as a sentence that does not repeat it; None when nothing does."""
+    if any(char.isspace() for char in token):
+        return "must be one token without white space inside"
+    if token.startswith("<") and token.endswith(">"):
+        return "is a placeholder; paste the token that the canvas showed at creation"
+    if not (token.isascii() and token.isprintable()):
+        return "holds a character that no token has and that no HTTP header can carry"
+    return None
+
+
 def _token(value: Any) -> Any:
     text = value.get_secret_value() if isinstance(value, SecretStr) else str(value)
     text = text.strip()
-    if any(char.isspace() for char in text):
-        raise ValueError("must be one token without white space inside")
-    if text.startswith("<") and text.endswith(">"):
-        raise ValueError("is a placeholder; paste the token that the canvas showed at creation")
+    flaw = token_flaw(text)
+    if flaw is not None:
+        raise ValueError(flaw)
+    return text
+
+
+def _unicode(value: Any) -> Any:
+    if isinstance(value, str) and well_formed(value) != value:
+        raise ValueError("must be UTF-8 text")
+    return value
+
+
+def _header(value: Any) -> Any:
+    text = str(value).strip()
+    if not (text.isascii() and text.isprintable()):
+        raise ValueError("must hold printable ASCII characters only")
     return text
 
 
@@ -92,7 +122,7 @@ def _poll_timeout(value: Any) -> int:
 def _skills(value: Any) -> tuple[str, ...]:
     if isinstance(value, tuple):
         return value
-    return tuple(skill for part in str(value).split(",") if (skill := part.strip()))
+    return tuple(skill for part in str(_unicode(value)).split(",") if (skill := part.strip()))
 
 
 def _lower(value: Any) -> Any:
@@ -128,10 +158,10 @@ class Settings(BaseModel):
         alias="CONFIGS_DIR",
         description="State directory; default /configs if it exists and is writable, else ~/.molecule-workspace.",
     )
-    agent_name: str = Field(
+    agent_name: Annotated[str, BeforeValidator(_unicode)] = Field(
         "", alias="MOLECULE_AGENT_NAME", description="Name on the agent card; default molecule-mcp-<first 8 of the id>."
     )
-    agent_description: str = Field(
+    agent_description: Annotated[str, BeforeValidator(_unicode)] = Field(
         "", alias="MOLECULE_AGENT_DESCRIPTION", description="What the agent does, shown to its peers."
     )
     agent_skills: Annotated[tuple[str, ...], BeforeValidator(_skills)] = Field(
@@ -161,7 +191,9 @@ class Settings(BaseModel):
         le=86_400,
         description="Seconds until a message that was handed out but not popped is offered again.",
     )
-    org_id: str = Field("", alias="MOLECULE_ORG_ID", description="Sent as X-Molecule-Org-Id on shared deployments.")
+    org_id: Annotated[str, BeforeValidator(_header)] = Field(
+        "", alias="MOLECULE_ORG_ID", description="Sent as X-Molecule-Org-Id on shared deployments."
+    )
     log_level: Annotated[str, BeforeValidator(_level)] = Field(
         "WARNING", alias="MOLECULE_MCP_LOG_LEVEL", description="Level of the log lines on stderr."
     )

@@ -39,13 +39,15 @@ class StateDir:
             StateDirUnwritable: none of them can be written.
         """
         refused: StateDirUnwritable | None = None
-        candidates = [configured.expanduser()] if configured else [SERVICE_DIR] if SERVICE_DIR.is_dir() else []
-        for candidate in [*candidates, home / HOME_DIR_NAME]:
+        candidates = [configured] if configured else [SERVICE_DIR] if SERVICE_DIR.is_dir() else []
+        for named in [*candidates, home / HOME_DIR_NAME]:
+            candidate = named
             try:
+                candidate = named.expanduser()
                 _make_private_dir(candidate)
                 _probe(candidate)
-            except OSError as error:
-                failure = StateDirUnwritable(path=str(candidate), reason=error.strerror or str(error))
+            except (OSError, RuntimeError) as error:  # RuntimeError: "~name" of a user who does not exist
+                failure = StateDirUnwritable(path=str(candidate), reason=getattr(error, "strerror", None) or str(error))
                 if candidate == home / HOME_DIR_NAME:
                     raise refused or failure from None
                 refused = failure if configured else None
@@ -112,6 +114,8 @@ class WorkspaceState:
             try:
                 with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
                     stream.write(content)
+                    stream.flush()
+                    os.fsync(stream.fileno())  # a token is issued once: a power cut must not leave an empty file
                 os.replace(temporary, file)
             except BaseException:
                 os.unlink(temporary)

@@ -11,6 +11,7 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import anyio
@@ -21,7 +22,14 @@ from molecule_runtime.client import PlatformClient
 from molecule_runtime.clock import Clock
 from molecule_runtime.credentials import Credentials
 from molecule_runtime.doorbell import Doorbell
-from molecule_runtime.errors import JournalUnusable, LocalStateError, MoleculeError, Problem, advice
+from molecule_runtime.errors import (
+    JournalUnusable,
+    LocalStateError,
+    MoleculeError,
+    Problem,
+    StateDirUnwritable,
+    advice,
+)
 from molecule_runtime.inbox.classify import Message
 from molecule_runtime.inbox.journal import Journal
 from molecule_runtime.inbox.mailbox import Mailbox
@@ -29,7 +37,7 @@ from molecule_runtime.inbox.poller import Poller, peers_in
 from molecule_runtime.peers import PeerDirectory
 from molecule_runtime.presence import Presence, PresenceSnapshot, PresenceState, agent_card
 from molecule_runtime.settings import Settings
-from molecule_runtime.state import WorkspaceState
+from molecule_runtime.state import OwnerLock, WorkspaceState
 from molecule_runtime.wire._base import rfc3339
 
 OWNER_CHECK_S = 2.0
@@ -72,12 +80,12 @@ class Workspace:
         self._poller: Poller | None = None
         self._inbox_tried = asyncio.Event()
         self._owned: set[str] = set()
+        self._unlocked: dict[str, LocalStateError] = {}
         credentials = Credentials(settings, state)
         self.client = PlatformClient(
             settings.platform_url, settings.workspace_id, credentials, org_id=settings.org_id, transport=transport
         )
         self.directory = PeerDirectory(self.client, clock=clock)
-        self._credentials = credentials
         self.presence = Presence(
             self.client,
             clock=clock,
@@ -159,6 +167,7 @@ class Workspace:
             said = advice(self._state_fallback)
             used = self._state.path.parent if self._state is not None else "none"
             found.append(Problem("state.fallback", f"{said.what} {used} is used instead.", said.next))
+        found += [_problem(f"state.{job}_lock", error) for job, error in self._unlocked.items()]
         if self._inbox_error is not None:
             found.append(_problem("inbox.unusable", self._inbox_error))
         if self._journal is not None and self._journal.moved_aside is not None:
@@ -182,12 +191,8 @@ class Workspace:
 
     async def _own(self, job: str, work: Callable[[], Awaitable[None]]) -> None:
         """Do `work` while holding the job's lock; wait for the lock as long as another process has it."""
-        if self._state is None:
-            self._owned.add(job)
-            await work()
-            return
-        lock = self._state.owner_lock(job)
-        while not lock.try_acquire():
+        lock = self._state.owner_lock(job) if self._state is not None else None
+        while lock is not None and not self._may_begin(job, lock):
             await self._clock.sleep(OWNER_CHECK_S)
         self._owned.add(job)
         log.debug("workspace.job_taken", job=job)
@@ -195,7 +200,20 @@ class Workspace:
             await work()
         finally:
             self._owned.discard(job)
-            lock.release()
+            if lock is not None:
+                lock.release()
+
+    def _may_begin(self, job: str, lock: OwnerLock) -> bool:
+        """Whether the lock is ours. One that cannot be opened stops the inbox, not the beat: two beats harm nobody."""
+        try:
+            taken = lock.try_acquire()
+        except StateDirUnwritable as error:
+            if job not in self._unlocked:
+                log.warning("workspace.lock_unusable", job=job, detail=str(error))
+            self._unlocked[job] = error
+            return job == "beat"
+        self._unlocked.pop(job, None)
+        return taken
 
     async def _keep_inbox(self) -> None:
         """Open the journal, now or as soon as it can be opened, and run the inbox on it."""
@@ -213,16 +231,7 @@ class Workspace:
         try:
             if self._state is None:
                 return None
-            journal = await anyio.to_thread.run_sync(Journal.open, self._state.journal)
-            mailbox = Mailbox(
-                journal,
-                self._state,
-                workspace_id=self.id,
-                clock=self._clock,
-                directory=self.directory,
-                lease_s=self.settings.lease_secs,
-            )
-            mailbox.open_session()
+            journal, mailbox = await anyio.to_thread.run_sync(self._open_mailbox, self._state)
         except LocalStateError as error:
             if self._inbox_error is None:
                 log.warning("workspace.inbox_unusable", error=type(error).__name__, detail=str(error))
@@ -233,6 +242,23 @@ class Workspace:
             return journal
         finally:
             self._inbox_tried.set()
+
+    def _open_mailbox(self, state: WorkspaceState) -> tuple[Journal, Mailbox]:
+        journal = Journal.open(state.journal)
+        try:
+            mailbox = Mailbox(
+                journal,
+                state,
+                workspace_id=self.id,
+                clock=self._clock,
+                directory=self.directory,
+                lease_s=self.settings.lease_secs,
+            )
+            mailbox.open_session()
+        except BaseException:
+            journal.close()
+            raise
+        return journal, mailbox
 
     async def _run_inbox(self, journal: Journal) -> None:
         mailbox = self._mailbox
@@ -257,7 +283,6 @@ class Workspace:
             journal,
             clock=self._clock,
             on_messages=arrived,
-            on_refused=self._credentials.reread,
             doorbell_is_up=lambda: doorbell.is_up,
         )
         doorbell = Doorbell(self.client, poller.ring, clock=self._clock)
@@ -316,7 +341,22 @@ class Workspace:
             owner = None
         if owner is None:
             return _presence_json(self.presence.snapshot()), None
+        if self._nobody_holds("beat"):
+            since = rfc3339(datetime.fromtimestamp(owner.stamped_at, UTC))
+            return {**owner.detail, "state": PresenceState.STOPPED.value, "since": since}, None
         return owner.detail, owner.pid
+
+    def _nobody_holds(self, job: str) -> bool:
+        """Whether the last owner is gone: a stamp outlives its writer, a lock does not."""
+        if self._state is None:
+            return False
+        lock = self._state.owner_lock(job)
+        try:
+            is_free = lock.try_acquire()
+        except StateDirUnwritable:
+            return False
+        lock.release()
+        return is_free
 
 
 def _presence_json(snapshot: PresenceSnapshot) -> dict[str, Any]:

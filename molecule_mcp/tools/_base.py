@@ -15,7 +15,7 @@ import structlog
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from molecule_runtime.errors import InvalidArgument, MoleculeError, advice
-from molecule_runtime.runtime import Runtime, RuntimeThread
+from molecule_runtime.runtime import RuntimeThread
 from molecule_runtime.settings import Settings, ToolSet
 
 T = TypeVar("T")
@@ -92,10 +92,11 @@ async def run_tool(tool: Tool, context: ToolContext, arguments: Mapping[str, Any
     with structlog.contextvars.bound_contextvars(tool=tool.name):
         try:
             payload = await tool.handler(context, _validate(tool, arguments))
-            waiting = await context.bridge.call(_waiting)
+            # No await from here on: a cancellation would lose what the handler has leased for this caller.
+            waiting = context.bridge.glance(lambda runtime: runtime.workspace.waiting())
         except MoleculeError as error:
             log.info("tool.failed", error=type(error).__name__, detail=str(error))
-            return ToolResult(error_text=await _error_text(context, error))
+            return ToolResult(error_text=_error_text(context, error))
         except Exception as bug:
             log.exception("tool.crashed", error=type(bug).__name__)
             return ToolResult(
@@ -112,17 +113,9 @@ def failure(error: MoleculeError) -> ToolResult:
     return ToolResult(error_text=str(advice(error)))
 
 
-async def _error_text(context: ToolContext, error: MoleculeError) -> str:
-    presence = await context.bridge.call(_presence)
+def _error_text(context: ToolContext, error: MoleculeError) -> str:
+    presence = context.bridge.glance(lambda runtime: runtime.workspace.presence_sentence())
     return " ".join(part for part in (str(advice(error)), presence) if part)
-
-
-async def _waiting(runtime: Runtime) -> int:
-    return runtime.workspace.waiting()
-
-
-async def _presence(runtime: Runtime) -> str | None:
-    return runtime.workspace.presence_sentence()
 
 
 def _validate(tool: Tool, arguments: Mapping[str, Any] | None) -> Arguments:

@@ -82,7 +82,7 @@ async def inbox_pop(context: ToolContext, args: PopArguments) -> dict[str, Any]:
 
 
 async def reply(context: ToolContext, args: ReplyArguments) -> dict[str, Any]:
-    return await context.bridge.call(lambda runtime: _reply(runtime, args.activity_id, args.message))
+    return await context.bridge.call(lambda runtime: _reply(runtime, args.activity_id, args.message), to_the_end=True)
 
 
 async def _wait(runtime: Runtime, seconds: float, key: str) -> dict[str, Any] | None:

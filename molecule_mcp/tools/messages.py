@@ -20,7 +20,7 @@ async def send_message_to_user(context: ToolContext, args: SendToUserArguments) 
     async def send(runtime: Runtime) -> None:
         await messages.send_to_user(runtime.workspace.client, args.message)
 
-    await context.bridge.call(send)
+    await context.bridge.call(send, to_the_end=True)
     return {"status": "sent", "attachments": []}
 
 

@@ -25,7 +25,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class FilePart:
-    """A file that a message names; `size` in bytes when the sender said it."""
+    """A file that a message names; `size` in bytes when the sender said it, `uri` "" when it names no place."""
 
     name: str
     uri: str
@@ -76,19 +76,20 @@ Classified = Message | UploadNotice | Echo
 
 def classify(row: ActivityRow, *, own_id: str) -> Classified:
     """What `row` is for the inbox of workspace `own_id`."""
-    if row.method == Method.NOTIFY and row.source_id is None:
+    source_id = row.source_id or None  # "" and null both say: the user
+    if row.method == Method.NOTIFY and source_id is None:
         return Echo(row.id)
     if row.method == Method.DELEGATE_RESULT:
         return _delegation_result(row)
-    if row.source_id == own_id:
+    if source_id == own_id:
         return Echo(row.id)
     if row.method == Method.CHAT_UPLOAD_RECEIVE:
         return _upload_notice(row)
     parts = _parts(row.request_body)
     return Message(
         activity_id=row.id,
-        kind=Kind.CANVAS_USER if row.source_id is None else Kind.PEER_AGENT,
-        peer_id=row.source_id or "",
+        kind=Kind.CANVAS_USER if source_id is None else Kind.PEER_AGENT,
+        peer_id=source_id or "",
         text=joined_text(parts) or row.summary or "",
         created_at=rfc3339(row.created_at),
         method=row.method or "",
@@ -153,13 +154,12 @@ def _file_part(part: object) -> FilePart | None:
         return None
     file = part.get("file")
     file = file if isinstance(file, dict) else part
-    uri = file.get("uri") or file.get("url")
-    if not isinstance(uri, str):
-        return None
+    uri = _text_or_none(file.get("uri")) or _text_or_none(file.get("url")) or ""
+    name = _text_or_none(file.get("name")) or _text_or_none(file.get("filename"))
     return FilePart(
-        name=str(file.get("name") or uri.rsplit("/", 1)[-1] or "file"),
+        name=name or uri.rsplit("/", 1)[-1] or "file",
         uri=uri,
-        mime_type=_text_or_none(file.get("mimeType")),
+        mime_type=_text_or_none(file.get("mimeType")) or _text_or_none(file.get("mediaType")),
         size=_int_or_none(file.get("size")),
     )
 

@@ -11,10 +11,12 @@ platform then sends again. All calls are synchronous and short; `off_loop` runs 
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sqlite3
+import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -26,12 +28,15 @@ import structlog
 
 from molecule_runtime.errors import JournalUnusable
 from molecule_runtime.inbox.classify import Message
+from molecule_runtime.state import OwnerLock
 
 SCHEMA_VERSION = 1
 MAX_ATTEMPTS = 5
 HANDLED_KEPT_S = 7 * 86_400 + 3_600
 """Longer than the largest window that is ever read again (7 days), so that no handled id returns with it."""
 BUSY_TIMEOUT_MS = 5_000
+SALVAGED_ROWS = 100_000
+"""How many of the newest rows of a damaged file are looked at: about a second."""
 
 _SCHEMA = """
 CREATE TABLE messages (
@@ -123,6 +128,7 @@ class Journal:
         """The damaged file that this journal replaced, if it did."""
         self._db = connection
         self._turn = anyio.CapacityLimiter(1)
+        self._in_use = threading.Lock()
 
     @classmethod
     def open(cls, path: Path) -> Journal:
@@ -135,22 +141,47 @@ class Journal:
             return cls(path, _connect(path), moved_aside=None)
         except (sqlite3.OperationalError, OSError) as error:
             raise JournalUnusable(path=str(path), reason=str(error)) from None
-        except sqlite3.DatabaseError as error:
-            aside = _move_aside(path)
-            log.warning("journal.moved_aside", detail=str(error), path=str(aside))
+        except sqlite3.DatabaseError:
+            return cls._mend(path)
+
+    @classmethod
+    def _mend(cls, path: Path) -> Journal:
+        """Replace a damaged file, unless another process has done so meanwhile; one process at a time."""
+        lock = OwnerLock(path.with_name(f"{path.name}.mend.lock"))
+        if not lock.try_acquire():
+            raise JournalUnusable(path=str(path), reason="it is damaged, and another process is mending it")
+        aside = None
         try:
-            journal = cls(path, _connect(path), moved_aside=aside)
-        except sqlite3.Error as error:
+            try:
+                connection = _connect(path)
+            except sqlite3.OperationalError:
+                raise
+            except sqlite3.DatabaseError as damage:
+                aside = _move_aside(path)
+                log.warning("journal.moved_aside", detail=str(damage), path=str(aside))
+                connection = _connect(path)
+            journal = cls(path, connection, moved_aside=aside)
+            if aside is not None:
+                journal._start_over(_salvage_handled(aside))
+            return journal
+        except (sqlite3.Error, OSError) as error:
             raise JournalUnusable(path=str(path), reason=str(error)) from None
-        journal._start_over(_salvage_handled(aside))
-        return journal
+        finally:
+            lock.release()
 
     def close(self) -> None:
-        self._db.close()
+        with self._in_use:
+            self._db.close()
 
     async def off_loop(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run one of this journal's methods in a worker thread; calls take turns, in the order they were made."""
-        return await anyio.to_thread.run_sync(lambda: call(*args, **kwargs), limiter=self._turn)
+        """Run one of this journal's methods in a worker thread; calls take turns, in the order they were made.
+
+        A caller that is cancelled leaves its call to end, and what is called next still comes after it: a lease that
+        nobody waits for any more is there before its `give_back`.
+        """
+        turn = asyncio.ensure_future(anyio.to_thread.run_sync(lambda: call(*args, **kwargs), limiter=self._turn))
+        turn.add_done_callback(_look_at)
+        return await asyncio.shield(turn)
 
     # the feed
 
@@ -319,7 +350,8 @@ class Journal:
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
         try:
-            yield self._db
+            with self._in_use:
+                yield self._db
         except sqlite3.Error as error:
             raise JournalUnusable(path=str(self.path), reason=str(error)) from None
 
@@ -327,15 +359,22 @@ class Journal:
     def _writing(self) -> Iterator[sqlite3.Connection]:
         """One transaction; IMMEDIATE, so that a read that decides a write is not overtaken by another process."""
         try:
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._db
-                self._db.execute("COMMIT")
-            finally:
-                if self._db.in_transaction:  # SQLite itself rolls back when the disk is full
-                    self._db.execute("ROLLBACK")
+            with self._in_use:
+                self._db.execute("BEGIN IMMEDIATE")
+                try:
+                    yield self._db
+                    self._db.execute("COMMIT")
+                finally:
+                    if self._db.in_transaction:  # SQLite itself rolls back when the disk is full
+                        self._db.execute("ROLLBACK")
         except sqlite3.Error as error:
             raise JournalUnusable(path=str(self.path), reason=str(error)) from None
+
+
+def _look_at(turn: asyncio.Future[Any]) -> None:
+    """A call whose caller is gone may fail (the journal was closed meanwhile) without anybody being told."""
+    if not turn.cancelled():
+        turn.exception()
 
 
 def _entry(row: tuple[int, str, str, int]) -> Entry:
@@ -353,19 +392,13 @@ def _connect(path: Path) -> sqlite3.Connection:
     path.touch(mode=0o600, exist_ok=True)
     db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=BUSY_TIMEOUT_MS / 1000)
     try:
+        _refuse_newer(db, path)  # before anything is changed
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = NORMAL")
         if db.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
             raise sqlite3.DatabaseError("the integrity check failed")
         db.execute("BEGIN IMMEDIATE")
-        (version,) = db.execute("PRAGMA user_version").fetchone()
-        if version > SCHEMA_VERSION:
-            raise JournalUnusable(
-                path=str(path),
-                reason=f"a newer version of molecule-mcp wrote it (schema {version}, this one knows {SCHEMA_VERSION}); "
-                "upgrade this one",
-            )
-        if version == 0:
+        if _refuse_newer(db, path) == 0:
             for statement in _SCHEMA.split(";\n"):
                 db.execute(statement)
             db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
@@ -376,27 +409,47 @@ def _connect(path: Path) -> sqlite3.Connection:
     return db
 
 
+def _refuse_newer(db: sqlite3.Connection, path: Path) -> int:
+    """The schema version of the file; JournalUnusable when it is not ours to touch."""
+    version = int(db.execute("PRAGMA user_version").fetchone()[0])
+    if version > SCHEMA_VERSION:
+        raise JournalUnusable(
+            path=str(path),
+            reason=f"a newer version of molecule-mcp wrote it (schema {version}, this one knows {SCHEMA_VERSION}); "
+            "upgrade this one",
+        )
+    return version
+
+
 def _move_aside(path: Path) -> Path:
     """Rename a damaged journal (with its WAL) to the first free `inbox.sqlite3.damaged-N`."""
     number = 1
     while (aside := path.with_name(f"{path.name}.damaged-{number}")).exists():
         number += 1
-    path.rename(aside)
-    for suffix in ("-wal", "-shm"):
-        companion = path.with_name(path.name + suffix)
-        if companion.exists():
-            companion.rename(aside.with_name(aside.name + suffix))
+    for suffix in ("-wal", "-shm", ""):  # the file last: a WAL left behind would be played into its successor
+        part = path.with_name(path.name + suffix)
+        if part.exists():
+            part.rename(aside.with_name(aside.name + suffix))
     return aside
 
 
 def _salvage_handled(damaged: Path) -> list[tuple[str, float]]:
     """The ids a damaged journal can still name as handled: they must not be handed out again. Best effort."""
-    try:
-        db = sqlite3.connect(damaged)
+    with closing(sqlite3.connect(damaged)) as db:
         try:
-            rows = db.execute("SELECT activity_id, handled_at FROM messages WHERE state = 'handled'").fetchall()
-        finally:
-            db.close()
-    except sqlite3.Error:
-        return []
-    return [(str(activity_id), float(handled_at or 0)) for activity_id, handled_at in rows]
+            (last,) = db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'messages'").fetchone()
+        except (sqlite3.Error, TypeError):
+            return []
+        newest = range(max(1, int(last) - SALVAGED_ROWS + 1), int(last) + 1)
+        return [found for ord_ in newest if (found := _handled_row(db, ord_)) is not None]
+
+
+def _handled_row(db: sqlite3.Connection, ord_: int) -> tuple[str, float] | None:
+    """One row by itself, so that a torn page costs no more than its own rows."""
+    try:
+        row = db.execute(
+            "SELECT activity_id, handled_at FROM messages WHERE ord = ? AND state = 'handled'", (ord_,)
+        ).fetchone()
+        return (str(row[0]), float(row[1])) if row is not None else None
+    except (sqlite3.Error, TypeError, ValueError):
+        return None

@@ -7,10 +7,11 @@ holds a lock file for its whole life, and when that lock is free its leases are 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ class Mailbox:
         except JournalUnusable as error:
             log.warning("mailbox.release_failed", detail=str(error))
         self._session_lock.release()
-        self._lock_file(self.session).unlink(missing_ok=True)
+        self._discard_lock_file(self.session)
 
     async def reclaim_forever(self) -> None:
         """Watch for sessions that died with messages in hand, until cancelled."""
@@ -170,7 +171,11 @@ class Mailbox:
         return entry
 
     async def recount(self) -> None:
-        self._counts = await self._journal.off_loop(self._journal.counts)
+        """Renew the counts. What was done before stands, so a failure here is not the caller's."""
+        try:
+            self._counts = await self._journal.off_loop(self._journal.counts)
+        except JournalUnusable as error:
+            log.debug("mailbox.recount_failed", detail=str(error))
 
     def _reclaim(self) -> int:
         """Release the leases of sessions whose lock is free; the number of messages that came back."""
@@ -182,8 +187,12 @@ class Mailbox:
                 log.info("mailbox.session_gone", count=count)
                 released += count
                 lock.release()
-                self._lock_file(session).unlink(missing_ok=True)
+                self._discard_lock_file(session)
         return released
+
+    def _discard_lock_file(self, session: str) -> None:
+        with suppress(OSError):  # an empty file that stays behind harms nobody
+            self._lock_file(session).unlink(missing_ok=True)
 
     def _lock_file(self, session: str) -> Path:
         return self._state.sessions / f"{session}.lock"
@@ -214,8 +223,8 @@ class Mailbox:
         return view
 
     def _whole_text(self, entry: Entry) -> str | None:
-        """The path of a file with the whole text; named by our own number, never by an id from outside."""
-        file = self._state.texts / f"{entry.ord}.txt"
+        """The path of a file with the whole text; named by a digest, never by an id from outside."""
+        file = self._state.texts / f"{hashlib.sha256(entry.message.activity_id.encode()).hexdigest()[:32]}.txt"
         try:
             if not file.exists():
                 self._state.write_private(file, entry.message.text)

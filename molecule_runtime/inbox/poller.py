@@ -21,7 +21,7 @@ import structlog
 
 from molecule_runtime.client import PlatformClient
 from molecule_runtime.clock import Clock, wait_for_event
-from molecule_runtime.errors import CredentialError, CursorExpired, MoleculeError, Unauthorized, Unavailable, advice
+from molecule_runtime.errors import CursorExpired, MoleculeError, Unavailable, advice
 from molecule_runtime.inbox.classify import Echo, Kind, Message, UploadNotice, classify
 from molecule_runtime.inbox.journal import Journal
 from molecule_runtime.retry import POLL
@@ -39,8 +39,9 @@ BUSY_FOR_S = 60.0
 RUNG_AGAIN_S = 1.0
 DOORBELL_IDLE_S = 60.0
 OVERLAP_EVERY_S = 60.0
-OVERLAP_S = 60
-"""On a platform without `seq` two rows of one instant can hide one behind the cursor: look back once a minute."""
+OVERLAP_MARGIN_S = 60
+"""On a platform without `seq` two rows of one instant can hide one behind the cursor: once a minute everything since
+the last such look is read again, and this much before it."""
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -68,20 +69,18 @@ class Poller:
         *,
         clock: Clock,
         on_messages: Callable[[list[Message]], Awaitable[None]],
-        on_refused: Callable[[], object] = lambda: None,
         doorbell_is_up: Callable[[], bool] = lambda: False,
     ) -> None:
         self._client = client
         self._journal = journal
         self._clock = clock
         self._on_messages = on_messages
-        self._on_refused = on_refused
         self._doorbell_is_up = doorbell_is_up
         self._rung = asyncio.Event()
         self._health = InboxHealth()
         self._busy_until = -math.inf
         self._has_seq = True
-        self._overlap_at = clock.monotonic() + OVERLAP_EVERY_S
+        self._overlap_read_at = clock.now()
 
     def health(self) -> InboxHealth:
         return self._health
@@ -92,25 +91,20 @@ class Poller:
 
     async def run(self) -> None:
         """Poll until cancelled; no failure of network, platform or disk ends it."""
-        ring_again = False
         while True:
-            was_rung, ring_again = self._rung.is_set() or ring_again, False
+            was_rung = self._rung.is_set()
             self._rung.clear()
             try:
                 found = await self.poll_once()
             except MoleculeError as error:
-                await self._pause(self._note_failure(error))
+                await self._back_off(error)
                 continue
             except Exception as bug:
                 log.exception("poller.iteration_failed", error=type(bug).__name__)
                 await self._pause(POLL.cap_s)
                 continue
             self._health = InboxHealth(last_ok_at=self._clock.now())
-            if was_rung and not found:
-                await self._pause(RUNG_AGAIN_S)
-                if not self._rung.is_set():
-                    await self._poll_after_silent_ring()
-            await self._pause(self._idle_s())
+            await self._pause(RUNG_AGAIN_S if was_rung and not found else self._idle_s())
 
     async def poll_once(self) -> int:
         """Read everything there is now into the journal; the number of new messages.
@@ -131,19 +125,20 @@ class Poller:
                 await self._journal.off_loop(self._journal.forget_cursor)
                 return found + await self._read_window()
             found += await self._keep(rows)
-            if len(rows) < PAGE_ROWS:
+            if len(rows) < PAGE_ROWS or rows[-1].id == cursor:  # a platform that repeats itself would never end
                 break
             cursor = rows[-1].id
-        if not self._has_seq and self._clock.monotonic() >= self._overlap_at:
-            self._overlap_at = self._clock.monotonic() + OVERLAP_EVERY_S
-            found += await self._keep(await self._window(OVERLAP_S), moves_cursor=False)
-        return found
+        return found if self._has_seq else found + await self._read_overlap()
 
-    async def _poll_after_silent_ring(self) -> None:
-        try:
-            await self.poll_once()
-        except MoleculeError as error:
-            self._note_failure(error)
+    async def _read_overlap(self) -> int:
+        now = self._clock.now()
+        since_s = (now - self._overlap_read_at).total_seconds()
+        if 0 <= since_s < OVERLAP_EVERY_S:
+            return 0
+        seconds = min(math.ceil(max(0.0, since_s)) + OVERLAP_MARGIN_S, WINDOW_MAX_S)
+        found = await self._keep(await self._window(seconds), moves_cursor=False)
+        self._overlap_read_at = now
+        return found
 
     async def _read_window(self) -> int:
         """A read without a cursor: as far back as something may have been missed, oldest first into the journal."""
@@ -152,6 +147,8 @@ class Poller:
             seconds = WINDOW_MAX_S
         else:
             away = self._clock.now().timestamp() - position.last_row_at if position.last_row_at else 0
+            if away < 0:
+                away = WINDOW_MAX_S  # the clock was set back: nobody knows how long we were away
             seconds = min(max(math.ceil(away) + WINDOW_MARGIN_S, WINDOW_MIN_S), WINDOW_MAX_S)
         rows = await self._window(seconds)
         return await self._keep(rows)
@@ -166,10 +163,10 @@ class Poller:
             fresh = [row for row in page if row.id not in known]
             newest_first += fresh
             known.update(row.id for row in fresh)
-            if len(page) < WINDOW_PAGE_ROWS or not fresh:
+            if len(page) < WINDOW_PAGE_ROWS:
                 return newest_first[::-1]
             # `before_ts` is exclusive: ask for the oldest instant again, in case more rows share it
-            before = page[-1].created_at + timedelta(microseconds=1)
+            before = page[-1].created_at + timedelta(microseconds=1 if fresh else 0)
 
     async def _keep(self, rows: list[ActivityRow], *, moves_cursor: bool = True) -> int:
         if not rows:
@@ -187,12 +184,13 @@ class Poller:
                     pass
                 case _:
                     assert_never(what)
+        now = self._clock.now().timestamp()
         added = await self._journal.off_loop(
             self._journal.append,
             messages,
             cursor=rows[-1].id if moves_cursor else None,
-            last_row_at=rows[-1].created_at.timestamp(),
-            now=self._clock.now().timestamp(),
+            last_row_at=min(rows[-1].created_at.timestamp(), now),  # by our own clock, should the platform's be ahead
+            now=now,
         )
         if messages:
             self._busy_until = self._clock.monotonic() + BUSY_FOR_S
@@ -207,16 +205,21 @@ class Poller:
             return DOORBELL_IDLE_S
         return BUSY_S if self._clock.monotonic() < self._busy_until else IDLE_S
 
-    def _note_failure(self, error: MoleculeError) -> float:
-        """Remember and log a failure (once, not each time); the seconds to wait before the next attempt."""
+    async def _back_off(self, error: MoleculeError) -> None:
+        """Remember and log a failure (once, not each time), and wait.
+
+        A ring cuts the wait short, because the platform is back; but never a wait that the platform asked for.
+        """
         failures = self._health.consecutive_failures + 1
         if failures == 1 or type(error) is not type(self._health.last_error):
             log.warning("poller.failed", error=type(error).__name__, detail=str(error))
         self._health = replace(self._health, consecutive_failures=failures, last_error=error)
-        if isinstance(error, Unauthorized | CredentialError):
-            self._on_refused()
-        retry_after_s = error.retry_after_s if isinstance(error, Unavailable) else None
-        return POLL.delay(failures, retry_after_s=retry_after_s)
+        asked_s = error.retry_after_s if isinstance(error, Unavailable) else None
+        wait_s = POLL.delay(failures, retry_after_s=asked_s)
+        if asked_s:
+            await self._clock.sleep(wait_s)
+        else:
+            await self._pause(wait_s)
 
     async def _pause(self, seconds: float) -> None:
         await wait_for_event(self._rung, seconds, self._clock)

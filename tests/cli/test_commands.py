@@ -174,9 +174,7 @@ def test_demo_fails_at_the_first_step_that_is_not_as_it_should_be(broken: str, t
     """A child that cannot start is said at its step, with a non-zero code, and later steps do not run."""
     program = "platform" if broken == "platform" else "molecule_mcp"
     start_up = (
-        "import os, sys\n"
-        f"if sys.orig_argv[-1] == {program!r} or {program!r} in sys.orig_argv[3:]:\n"
-        "    os._exit(9)\n"
+        f"import os, sys\nif sys.orig_argv[-1] == {program!r} or {program!r} in sys.orig_argv[3:]:\n    os._exit(9)\n"
     )
     (tmp_path / "sitecustomize.py").write_text(start_up)
     shim = tmp_path / "python"

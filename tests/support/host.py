@@ -42,7 +42,7 @@ class Host:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            preexec_fn=preexec_fn,  # noqa: PLW1509  # no thread of the test holds a lock the child would want
+            preexec_fn=preexec_fn,
         )
         self.spawned_at = time.monotonic()
         self._lines: queue.Queue[bytes | None] = queue.Queue()
@@ -206,7 +206,7 @@ class Host:
     def _read_stdout(self) -> None:
         assert self.process.stdout is not None
         fd = self.process.stdout.fileno()
-        pending = b""
+        pending = bytearray()
         while True:
             try:
                 chunk = os.read(fd, 65_536)
@@ -214,9 +214,11 @@ class Host:
                 chunk = b""
             if not chunk:
                 break
-            *lines, pending = (pending + chunk).split(b"\n")
-            for line in lines:
-                self._lines.put(line)
+            *ends, rest = chunk.split(b"\n")
+            for end in ends:
+                self._lines.put(bytes(pending + end))
+                pending = bytearray()
+            pending += rest
         self._lines.put(None)
 
     def _read_stderr(self) -> None:

@@ -61,6 +61,7 @@ class SilentPlatform:
 
     def __init__(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=16)
+        self._connections: list[socket.socket] = []
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
 
     def __enter__(self) -> Self:
@@ -69,15 +70,16 @@ class SilentPlatform:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._listener.close()
+        for each in (*self._connections, self._listener):
+            each.close()
 
-    def wait_for_a_call(self, within_s: float) -> socket.socket:
-        """The first connection, once its request has begun to arrive; keep it, or it closes."""
+    def wait_for_a_call(self, within_s: float) -> None:
+        """Wait until a request has begun to arrive; its connection stays open to the end."""
         self._listener.settimeout(within_s)
         connection, _ = self._listener.accept()
+        self._connections.append(connection)
         connection.settimeout(within_s)
         assert connection.recv(1)
-        return connection
 
 
 class PlatformProcess:

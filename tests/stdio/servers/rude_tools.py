@@ -40,12 +40,17 @@ class Text(Arguments):
 
 async def shout(_context: ToolContext, _args: Nothing) -> dict[str, Any]:
     """Write to stdout in each way a handler can, without a line end and with half a JSON object."""
-    print("stray print")
+    print("stray print")  # noqa: T201
     sys.stdout.write('{"jsonrpc": "2.0", "half":')
     sys.stdout.flush()
     os.write(1, b"stray bytes without an end")
-    subprocess.run([sys.executable, "-c", "print('stray child')"], check=True, stdin=None)
-    return {"child_stdin": subprocess.run(["cat"], capture_output=True, check=True).stdout.decode()}
+    return {"child_stdin": _children()}
+
+
+def _children() -> str:
+    """A child that prints where we would, and one that reads what we would."""
+    subprocess.run([sys.executable, "-c", "print('stray child')"], check=True)
+    return subprocess.run(["cat"], capture_output=True, check=True).stdout.decode()
 
 
 async def block(_context: ToolContext, args: Seconds) -> dict[str, Any]:
@@ -83,6 +88,7 @@ def main() -> int:
     logs.configure(stderr_level="WARNING", file=None)
     settings = Settings.from_env(environment())
     pipe = Pipe.claim_stdio()
+    pipe.take_signals()
     pipe.start()
     state_dir = StateDir.open(settings.configs_dir, home=Path.home())
     bridge = RuntimeThread(lambda: Runtime(settings, state_dir=state_dir))

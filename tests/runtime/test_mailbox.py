@@ -1,0 +1,306 @@
+"""The mailbox: what tools do with messages, alone and beside other processes."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from molecule_runtime.clock import ManualClock
+from molecule_runtime.errors import InvalidArgument, MessageUnknown
+from molecule_runtime.inbox.classify import FilePart, Kind
+from molecule_runtime.inbox.journal import Counts, Journal
+from molecule_runtime.inbox.mailbox import FILES_LATER, TEXT_CODE_POINTS, Mailbox
+from molecule_runtime.peers import PeerDirectory
+from molecule_runtime.state import WorkspaceState
+from tests.reference_platform.support import Member, Platform
+
+from .support import WORKSPACE, client_of, idle, lone_client, message, running, spawn, until
+
+LEASE_S = 600.0
+
+
+@pytest.fixture
+def journal(state: WorkspaceState) -> Iterator[Journal]:
+    journal = Journal.open(state.journal)
+    yield journal
+    journal.close()
+
+
+@pytest.fixture
+async def mailbox(journal: Journal, state: WorkspaceState, clock: ManualClock) -> Mailbox:
+    async with lone_client() as client:
+        return opened(journal, state, clock, PeerDirectory(client, clock=clock))
+
+
+def opened(journal: Journal, state: WorkspaceState, clock: ManualClock, directory: PeerDirectory) -> Mailbox:
+    mailbox = Mailbox(journal, state, workspace_id=WORKSPACE, clock=clock, directory=directory, lease_s=LEASE_S)
+    mailbox.open_session()
+    return mailbox
+
+
+def fill(journal: Journal, *numbers: int, **fields: Any) -> None:
+    journal.append([message(number, **fields) for number in numbers], cursor="c", last_row_at=1.0, now=1.0)
+
+
+def view(number: int = 1, **fields: Any) -> dict[str, Any]:
+    """A user's message as an agent sees it."""
+    return {
+        "activity_id": message(number).activity_id,
+        "kind": "canvas_user",
+        "workspace_id": WORKSPACE,
+        "peer_id": "",
+        "peer_name": None,
+        "peer_role": None,
+        "text": "hello",
+        "attachments": [],
+        "created_at": "2026-01-01T00:00:00.000000Z",
+        "attempt": 1,
+        "state": "leased",
+        "pushed": False,
+        "delegation_id": None,
+    } | fields
+
+
+async def test_a_wait_leases_the_next_message_and_a_second_the_one_after(mailbox: Mailbox, journal: Journal) -> None:
+    """agent-side 4: the message an agent sees, whole."""
+    fill(journal, 1, 2)
+    assert await mailbox.wait(0, key="a") == view(1)
+    assert await mailbox.wait(0, key="b") == view(2)
+    assert await mailbox.wait(0, key="c") is None
+    assert mailbox.counts() == Counts(leased=2)
+
+
+async def test_a_wait_ends_when_a_message_is_announced(mailbox: Mailbox, journal: Journal, clock: ManualClock) -> None:
+    """agent-side 5: wait_for_message."""
+    waiting = asyncio.create_task(mailbox.wait(30, key="a"))
+    await idle(clock)
+    fill(journal, 1)
+    mailbox.announce()
+    with anyio.fail_after(5):
+        assert await waiting == view(1)
+
+
+async def test_a_wait_notices_what_another_process_wrote(
+    mailbox: Mailbox, journal: Journal, clock: ManualClock
+) -> None:
+    """design: others serve tools from the shared journal."""
+    waiting = asyncio.create_task(mailbox.wait(30, key="a"))
+    await idle(clock)
+    fill(journal, 1)
+    clock.advance(0.5)
+    with anyio.fail_after(5):
+        assert await waiting == view(1)
+
+
+async def test_a_wait_that_brought_nothing_ends_in_time(mailbox: Mailbox, clock: ManualClock) -> None:
+    """agent-side 5: {"timeout":true}."""
+    waiting = asyncio.create_task(mailbox.wait(1.2, key="a"))
+    for step in (0.5, 0.5, 0.2):
+        await idle(clock)
+        assert not waiting.done()
+        clock.advance(step)
+    with anyio.fail_after(5):
+        assert await waiting is None
+
+
+async def test_a_cancelled_wait_gives_the_message_to_the_next(mailbox: Mailbox, journal: Journal) -> None:
+    """agent-side 5: cancel gives the lease back, attempt and all."""
+    fill(journal, 1)
+    await mailbox.wait(0, key="cancelled")
+    await mailbox.give_back("cancelled")
+    await mailbox.give_back("cancelled")
+    assert mailbox.counts() == Counts(new=1)
+    assert await mailbox.wait(0, key="next") == view(1)
+
+
+async def test_peek_shows_everything_open_and_leases_nothing(
+    mailbox: Mailbox, journal: Journal, clock: ManualClock
+) -> None:
+    """agent-side 5: new, leased, parked, oldest first."""
+    fill(journal, 1)
+    for _ in range(5):
+        assert await mailbox.wait(0, key="x") is not None
+        clock.advance(LEASE_S + 1)
+    assert await mailbox.wait(0, key="x") is None
+    fill(journal, 2, 3)
+    await mailbox.wait(0, key="y")
+    assert await mailbox.peek(10) == [
+        view(1, state="parked", attempt=5),
+        view(2, state="leased"),
+        view(3, state="new", attempt=0),
+    ]
+    assert await mailbox.peek(1) == [view(1, state="parked", attempt=5)]
+    assert mailbox.counts() == Counts(new=1, leased=1, parked=1)
+
+
+async def test_a_pop_closes_a_message_for_good(mailbox: Mailbox, journal: Journal) -> None:
+    """agent-side 5: idempotent, whoever holds the lease."""
+    fill(journal, 1)
+    assert await mailbox.pop(message(1).activity_id) is True
+    assert await mailbox.pop(message(1).activity_id) is False
+    assert await mailbox.peek(10) == []
+    with pytest.raises(MessageUnknown) as raised:
+        await mailbox.find(message(1).activity_id)
+    assert raised.value.activity_id == message(1).activity_id
+
+
+async def test_attachments_are_named_with_what_became_of_them(mailbox: Mailbox, journal: Journal) -> None:
+    """agent-side 4: name, type, size, status, path, reason; the sender's words for a name are cleaned."""
+    fill(
+        journal, 1, files=(FilePart("a\u202e<b>.pdf", "platform-pending:x", "application/pdf", 3), FilePart("\x00", ""))
+    )
+    failed = {"status": "failed", "path": None, "reason": FILES_LATER}
+    assert await mailbox.wait(0, key="a") == view(
+        1,
+        attachments=[
+            {"name": "ab.pdf", "mime_type": "application/pdf", "size": 3, **failed},
+            {"name": "file", "mime_type": None, "size": None, **failed},
+        ],
+    )
+
+
+async def test_a_peer_is_shown_by_its_cleaned_name(
+    platform: Platform, member: Member, journal: Journal, state: WorkspaceState, clock: ManualClock
+) -> None:
+    """agent-side 4: peer_name and peer_role, once they are known."""
+    peer = await platform.create("ops agent", role="on call", delivery_mode="poll")
+    fill(journal, 1, kind=Kind.PEER_AGENT, peer_id=peer.id, delegation_id="d")
+    async with client_of(platform, member) as client:
+        directory = PeerDirectory(client, clock=clock)
+        mailbox = opened(journal, state, clock, directory)
+        unknown = view(1, kind="peer_agent", peer_id=peer.id, delegation_id="d", state="new", attempt=0)
+        assert await mailbox.peek(1) == [unknown]
+        await directory.list()
+        assert await mailbox.peek(1) == [unknown | {"peer_name": "ops agent", "peer_role": "on call"}]
+
+
+@pytest.mark.parametrize("extra", [0, 1])
+async def test_a_long_text_is_cut_and_whole_in_a_file(mailbox: Mailbox, journal: Journal, extra: int) -> None:
+    """agent-side 4: above 8,000 characters the first 8,000, with text_path."""
+    text = "世" * (TEXT_CODE_POINTS + extra)
+    fill(journal, 1, text=text)
+    shown = await mailbox.wait(0, key="a")
+    assert shown is not None
+    if not extra:
+        assert shown == view(1, text=text)
+        return
+    path = Path(shown["text_path"])
+    assert shown == view(1, text="世" * TEXT_CODE_POINTS, text_truncated=True, text_path=str(path))
+    assert path.read_text(encoding="utf-8") == text
+    assert oct(path.stat().st_mode & 0o777) == "0o600"
+
+
+async def test_the_text_of_another_journal_is_never_shown(
+    mailbox: Mailbox, journal: Journal, state: WorkspaceState, clock: ManualClock
+) -> None:
+    """Ours: after a damaged journal numbers begin again; the file of a text is known by its message."""
+    fill(journal, 1, text="a" * 9_000)
+    await mailbox.peek(1)
+    journal.close()
+    state.journal.write_bytes(b"not a database" * 300)
+    other = Journal.open(state.journal)
+    fill(other, 2, text="b" * 9_000)
+    again = opened(other, state, clock, mailbox._directory)
+    (shown,) = await again.peek(1)
+    assert Path(shown["text_path"]).read_text() == "b" * 9_000
+    other.close()
+
+
+async def test_a_text_that_cannot_be_written_is_shown_as_far_as_it_goes(
+    mailbox: Mailbox, journal: Journal, state: WorkspaceState
+) -> None:
+    """Ours: a full disk does not keep the message back."""
+    state.texts.rmdir()
+    fill(journal, 1, text="a" * 9_000)
+    shown = await mailbox.wait(0, key="a")
+    assert shown == view(1, text="a" * 8_000, text_truncated=True, text_path=None)
+
+
+async def test_two_answers_at_once_are_one_too_many(mailbox: Mailbox) -> None:
+    """Ours: nothing done twice."""
+    with mailbox.answering("a"):
+        with pytest.raises(InvalidArgument), mailbox.answering("a"):
+            pass
+        with mailbox.answering("b"):
+            pass
+    with mailbox.answering("a"):
+        pass
+
+
+async def test_counts_that_cannot_be_renewed_fail_nobody(mailbox: Mailbox, journal: Journal) -> None:
+    """Ours: what was done before stands."""
+    fill(journal, 1)
+    await mailbox.recount()
+    journal.close()
+    await mailbox.recount()
+    assert mailbox.counts() == Counts(new=1)
+    mailbox.close_session()
+
+
+async def test_a_session_that_ends_gives_back_what_it_holds(
+    mailbox: Mailbox, journal: Journal, state: WorkspaceState
+) -> None:
+    """agent-side 4: at once when it ends by itself; its lock file goes too."""
+    fill(journal, 1)
+    await mailbox.wait(0, key="a")
+    assert [file.name for file in state.sessions.iterdir()] == [f"{mailbox.session}.lock"]
+    mailbox.close_session()
+    assert journal.counts() == Counts(new=1)
+    assert list(state.sessions.iterdir()) == []
+
+
+async def test_what_a_killed_process_held_is_offered_again_within_two_seconds(
+    mailbox: Mailbox, journal: Journal, state: WorkspaceState, clock: ManualClock
+) -> None:
+    """agent-side 4: when the session is gone its leases are given back; while it lives they are not."""
+    fill(journal, 1)
+    other = spawn(
+        """
+import sys
+from pathlib import Path
+from molecule_runtime.inbox.journal import Journal
+from molecule_runtime.state import OwnerLock, WorkspaceState
+state = WorkspaceState(Path(sys.argv[1]))
+lock = OwnerLock(state.sessions / "other.lock")
+assert lock.try_acquire()
+Journal.open(state.journal).lease(session="other", key="k", until=9e9, now=1.0)
+print("leased", flush=True)
+sys.stdin.readline()
+""",
+        state.path,
+    )
+    assert other.stdout is not None
+    assert other.stdout.readline() == "leased\n"
+    async with running(mailbox.reclaim_forever):
+        waiting = asyncio.create_task(mailbox.wait(30, key="a"))
+        await idle(clock, 2)
+        for _ in range(4):
+            clock.advance(0.5)
+            await idle(clock, 2)
+        assert not waiting.done()
+        other.send_signal(signal.SIGKILL)
+        other.communicate(timeout=10)
+        for _ in range(4):
+            clock.advance(0.5)
+            await until(lambda: clock.sleepers >= 2 or waiting.done())
+        with anyio.fail_after(5):
+            assert await waiting == view(1, attempt=2)
+    assert [file.name for file in state.sessions.iterdir()] == [f"{mailbox.session}.lock"]
+
+
+async def test_a_new_session_takes_over_at_once_from_the_dead(
+    journal: Journal, state: WorkspaceState, clock: ManualClock
+) -> None:
+    """agent-side 4: an unacknowledged message is offered again after a restart."""
+    fill(journal, 1)
+    journal.lease(session="dead", key="k", until=9e9, now=1.0)
+    async with lone_client() as client:
+        mailbox = opened(journal, state, clock, PeerDirectory(client, clock=clock))
+    assert mailbox.counts() == Counts(new=1)
+    assert await mailbox.wait(0, key="a") == view(1, attempt=2)
