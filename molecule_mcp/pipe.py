@@ -32,7 +32,7 @@ MAX_UNREAD_BYTES = 32 * 1024 * 1024
 MAX_UNSENT_BYTES = 8 * 1024 * 1024
 """How much may wait for a host that does not read; then answers wait too, and notifications are dropped."""
 WATCH_EVERY_S = 0.25
-LEAVE_WITHIN_S = 1.0
+LEAVE_WITHIN_S = 0.75
 """Hosts send SIGKILL 0.4 s to 2 s after asking (clients.md 1.3); an ordinary way out takes a tenth of this."""
 
 

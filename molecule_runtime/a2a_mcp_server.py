@@ -14,7 +14,6 @@ def main() -> int:
 
     exit_on_signals()
     from molecule_mcp.serve import serve
-
     from molecule_runtime.workspace import Roles
 
     return serve(strict=False, roles=Roles(beats=False))

@@ -103,6 +103,7 @@ class RuntimeThread:
         self._task: asyncio.Task[None] | None = None
         self._pending: set[Future[Any]] = set()
         self._has_ended = False
+        self._is_to_stop = threading.Event()
 
     def start(self) -> None:
         self._thread.start()
@@ -159,6 +160,7 @@ class RuntimeThread:
 
     def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> bool:
         """Cancel the runtime and wait for its thread; False when it did not end in time."""
+        self._is_to_stop.set()
         if self._started.done() and self._started.exception() is None and self._task is not None:
             loop, _ = self._started.result()
             try:
@@ -185,4 +187,5 @@ class RuntimeThread:
         runtime = self._make_runtime()
         self._task = asyncio.current_task()
         self._started.set_result((asyncio.get_running_loop(), runtime))
-        await runtime.run()
+        if not self._is_to_stop.is_set():  # told before there was a task to cancel
+            await runtime.run()

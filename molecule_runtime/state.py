@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +21,8 @@ from molecule_runtime.errors import StateDirUnwritable
 SERVICE_DIR = Path("/configs")
 """Where a service's container mounts its state (agent-side 1)."""
 HOME_DIR_NAME = ".molecule-workspace"
+GUARD_TIMEOUT_S = 2.0
+"""What is done under a guard takes milliseconds; a stopped process that holds one must not keep others out."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,26 @@ class WorkspaceState:
                 raise
         except OSError as error:
             raise StateDirUnwritable(path=str(file), reason=error.strerror or str(error)) from None
+
+    @contextmanager
+    def guard(self, name: str) -> Iterator[bool]:
+        """A short critical section among this workspace's processes; False when it is not free within seconds.
+
+        Raises:
+            StateDirUnwritable: the lock file cannot be opened.
+        """
+        lock = FileLock(self.path / f"{name}.lock", mode=0o600, thread_local=False)
+        try:
+            lock.acquire(timeout=GUARD_TIMEOUT_S)
+        except Timeout:
+            yield False
+            return
+        except OSError as error:
+            raise StateDirUnwritable(path=str(self.path), reason=error.strerror or str(error)) from None
+        try:
+            yield True
+        finally:
+            lock.release()
 
     def owner_lock(self, job: str) -> OwnerLock:
         """The lock of a job ("beat" or "inbox") that one process at a time does for this workspace."""

@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -62,14 +62,17 @@ class Mailbox:
         self._counts = Counts()
 
     def open_session(self) -> None:
-        """Take this session's lock and offer again what dead sessions had in hand.
+        """Take this session's lock, offer again what dead sessions had in hand, and clear their lock files away.
 
         Raises:
             StateDirUnwritable, JournalUnusable
         """
-        if not self._session_lock.try_acquire():
-            raise AssertionError("a session id is never used twice")
-        self._reclaim()
+        # A lock file is made before it is locked: the guard keeps others from taking that moment for a death.
+        with self._state.guard("sessions") as is_guarded:
+            if not self._session_lock.try_acquire():
+                raise AssertionError("a session id is never used twice")
+            files = {file.stem for file in self._state.sessions.glob("*.lock")} if is_guarded else set()
+            self._release_dead(files | self._journal.lease_holders())
         self._counts = self._journal.counts()
 
     def close_session(self) -> None:
@@ -179,12 +182,16 @@ class Mailbox:
 
     def _reclaim(self) -> int:
         """Release the leases of sessions whose lock is free; the number of messages that came back."""
+        return self._release_dead(self._journal.lease_holders())
+
+    def _release_dead(self, sessions: Iterable[str]) -> int:
         released = 0
-        for session in self._journal.lease_holders() - {self.session}:
+        for session in set(sessions) - {self.session}:
             lock = OwnerLock(self._lock_file(session))
             if lock.try_acquire():
                 count = self._journal.release_session(session)
-                log.info("mailbox.session_gone", count=count)
+                if count:
+                    log.info("mailbox.session_gone", count=count)
                 released += count
                 lock.release()
                 self._discard_lock_file(session)

@@ -83,7 +83,7 @@ async def test_a_canvas_hears_everything_in_the_golden_form(url: str, http: http
 
 
 async def test_a_workspace_hears_itself_whole_and_its_peers_by_status_only(url: str, http: httpx.AsyncClient) -> None:
-    """Own payloads; of those it may talk to, changes of status without payload, no beats; else nothing (contract 0.5)."""
+    """Own payloads; of those it may talk to, changes of status without payload; else nothing (contract 0.5)."""
     ours, sibling = await join(http, "ours"), await join(http, "sibling")
     niece = await join(http, "niece", parent_id=sibling.id)
     for headers in (ours.headers, bearer(ours.token, **{"X-Workspace-ID": ours.id})):

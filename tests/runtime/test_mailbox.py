@@ -304,3 +304,14 @@ async def test_a_new_session_takes_over_at_once_from_the_dead(
         mailbox = opened(journal, state, clock, PeerDirectory(client, clock=clock))
     assert mailbox.counts() == Counts(new=1)
     assert await mailbox.wait(0, key="a") == view(1, attempt=2)
+
+
+async def test_lock_files_of_dead_sessions_are_cleared_away_and_those_of_the_living_stay(
+    mailbox: Mailbox, journal: Journal, state: WorkspaceState, clock: ManualClock
+) -> None:
+    """agent-side 2: a host's one-second lives leave nothing behind."""
+    for number in range(3):
+        (state.sessions / f"{number:032x}.lock").touch()
+    async with lone_client() as client:
+        second = opened(journal, state, clock, PeerDirectory(client, clock=clock))
+    assert {file.stem for file in state.sessions.iterdir()} == {mailbox.session, second.session}

@@ -257,3 +257,21 @@ async def test_a_state_directory_that_fell_back_or_is_missing_is_a_problem_shown
     blocked = Runtime(settings(), state_dir=StateDir(tmp_path))
     problems = [[one["id"] for one in (await runtime.snapshot())["problems"]] for runtime in (fallen, gone, blocked)]
     assert problems == [["state.fallback"], ["inbox.unusable"], ["inbox.unusable"]]
+
+
+def test_a_stop_that_comes_before_the_start_is_heeded(tmp_path: Path) -> None:
+    """ours: a host that closes the pipe during start-up must not wait for the time limit."""
+    made = threading.Event()
+    may_go_on = threading.Event()
+
+    def make() -> Runtime:
+        made.set()
+        may_go_on.wait(5)
+        return runtime_of(tmp_path)
+
+    bridge = RuntimeThread(make)
+    bridge.start()
+    assert made.wait(5)
+    assert not bridge.stop(0.0), "it cannot have ended yet"
+    may_go_on.set()
+    assert bridge.stop(5)
