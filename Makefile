@@ -10,7 +10,7 @@ demo: $(STAMP)
 	$(BIN)/molecule-mcp demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: $(STAMP)
 	$(BIN)/ruff check .
