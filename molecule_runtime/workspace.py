@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -19,7 +19,7 @@ import httpx
 import structlog
 
 from molecule_runtime.client import PlatformClient
-from molecule_runtime.clock import Clock
+from molecule_runtime.clock import Clock, wait_for_event
 from molecule_runtime.credentials import Credentials
 from molecule_runtime.doorbell import Doorbell
 from molecule_runtime.errors import (
@@ -27,21 +27,21 @@ from molecule_runtime.errors import (
     LocalStateError,
     MoleculeError,
     Problem,
-    StateDirUnwritable,
     advice,
 )
 from molecule_runtime.inbox.classify import Message
 from molecule_runtime.inbox.journal import Journal
 from molecule_runtime.inbox.mailbox import Mailbox
 from molecule_runtime.inbox.poller import Poller, peers_in
+from molecule_runtime.ownership import Ownership, Register
 from molecule_runtime.peers import PeerDirectory
 from molecule_runtime.presence import Presence, PresenceSnapshot, PresenceState, agent_card
 from molecule_runtime.settings import Settings
-from molecule_runtime.state import OwnerLock, WorkspaceState
+from molecule_runtime.state import WorkspaceState
 from molecule_runtime.wire._base import rfc3339
 
-OWNER_CHECK_S = 2.0
-"""How soon a waiting process takes over a job whose owner was killed (at most 10 s, agent-side 4)."""
+JOURNAL_WAIT_S = 2.0
+"""How long the first beat waits for the journal to be open: the canvas must see the agent within 4 s of its start."""
 JOURNAL_RETRY_S = 30.0
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -79,8 +79,9 @@ class Workspace:
         self._mailbox: Mailbox | None = None
         self._poller: Poller | None = None
         self._inbox_tried = asyncio.Event()
-        self._owned: set[str] = set()
-        self._unlocked: dict[str, LocalStateError] = {}
+        # Two beats harm nobody, two readers of the feed would: only the inbox insists on its lock file.
+        self._beat = self._ownership("beat", needs_lock=False)
+        self._inbox = self._ownership("inbox", needs_lock=True)
         credentials = Credentials(settings, state)
         self.client = PlatformClient(
             settings.platform_url, settings.workspace_id, credentials, org_id=settings.org_id, transport=transport
@@ -102,17 +103,18 @@ class Workspace:
         )
         self._stamps: asyncio.Queue[PresenceSnapshot] = asyncio.Queue(maxsize=1)
 
+    def _ownership(self, job: str, *, needs_lock: bool) -> Ownership:
+        lock = self._state.owner_lock(job) if self._state is not None else None
+        return Ownership(job, lock, clock=self._clock, register=self._register, needs_lock=needs_lock)
+
     async def run(self) -> None:
         """Do this process's jobs until cancelled."""
         with structlog.contextvars.bound_contextvars(workspace_id=self.id):
             async with self.client, anyio.create_task_group() as tasks:
                 if self._roles.beats:
-                    tasks.start_soon(self._own, "beat", self.presence.run)
+                    tasks.start_soon(self._own, self._beat, self.presence.run)
                     tasks.start_soon(self._stamp_presence)
-                if self._roles.reads_inbox:
-                    tasks.start_soon(self._keep_inbox)
-                else:
-                    self._inbox_tried.set()
+                tasks.start_soon(self._keep_inbox)
 
     async def mailbox(self) -> Mailbox:
         """The inbox, once it is open.
@@ -120,14 +122,16 @@ class Workspace:
         Raises:
             LocalStateError: it cannot be opened; presence goes on without it.
         """
+        if not self._roles.reads_inbox:
+            raise JournalUnusable(path="inbox", reason="it is switched off by the settings")
         await self._inbox_tried.wait()
         if self._mailbox is None:
-            raise self._inbox_error or JournalUnusable(path="inbox", reason="it is switched off by the settings")
+            raise self._inbox_error or JournalUnusable(path="inbox", reason="it is not open yet")
         return self._mailbox
 
     def feed_error(self) -> MoleculeError | None:
         """Why no new message can come in now; None while the feed is read (by this process or another)."""
-        if "inbox" in self._owned and self._poller is not None:
+        if self._inbox.held and self._poller is not None:
             return self._poller.health().last_error
         return None
 
@@ -138,7 +142,7 @@ class Workspace:
     def presence_sentence(self) -> str | None:
         """One sentence while this process beats and the platform does not hear it; None when all is well."""
         snapshot = self.presence.snapshot()
-        if not self._roles.beats or "beat" not in self._owned or snapshot.state is PresenceState.ONLINE:
+        if not self._roles.beats or not self._beat.held or snapshot.state is PresenceState.ONLINE:
             return None
         return f"Presence: {snapshot.state.value}."
 
@@ -157,7 +161,7 @@ class Workspace:
                 "parked": counts.parked if counts else 0,
                 "files_pending": 0,
             },
-            "owner": {"beat": "beat" in self._owned, "inbox": "inbox" in self._owned, "pid": beat_pid},
+            "owner": {"beat": self._beat.held, "inbox": self._inbox.held, "pid": beat_pid},
         }
 
     def problems(self) -> list[Problem]:
@@ -167,7 +171,9 @@ class Workspace:
             said = advice(self._state_fallback)
             used = self._state.path.parent if self._state is not None else "none"
             found.append(Problem("state.fallback", f"{said.what} {used} is used instead.", said.next))
-        found += [_problem(f"state.{job}_lock", error) for job, error in self._unlocked.items()]
+        for job, ownership in (("beat", self._beat), ("inbox", self._inbox)):
+            if ownership.lock_error is not None:
+                found.append(_problem(f"state.{job}_lock", ownership.lock_error))
         if self._inbox_error is not None:
             found.append(_problem("inbox.unusable", self._inbox_error))
         if self._journal is not None and self._journal.moved_aside is not None:
@@ -180,7 +186,7 @@ class Workspace:
                 )
             )
         presence = self.presence.snapshot()
-        if "beat" in self._owned and presence.last_error is not None:
+        if self._beat.held and presence.last_error is not None:
             found.append(Problem(f"presence.{presence.state.value}", presence.last_error, "See the platform's state."))
         feed = self.feed_error()
         if feed is not None:
@@ -189,31 +195,15 @@ class Workspace:
 
     # jobs
 
-    async def _own(self, job: str, work: Callable[[], Awaitable[None]]) -> None:
-        """Do `work` while holding the job's lock; wait for the lock as long as another process has it."""
-        lock = self._state.owner_lock(job) if self._state is not None else None
-        while lock is not None and not self._may_begin(job, lock):
-            await self._clock.sleep(OWNER_CHECK_S)
-        self._owned.add(job)
-        log.debug("workspace.job_taken", job=job)
-        try:
-            await work()
-        finally:
-            self._owned.discard(job)
-            if lock is not None:
-                lock.release()
+    async def _own(self, job: Ownership, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        await wait_for_event(self._inbox_tried, JOURNAL_WAIT_S, self._clock)
+        await job.hold(work)
 
-    def _may_begin(self, job: str, lock: OwnerLock) -> bool:
-        """Whether the lock is ours. One that cannot be opened stops the inbox, not the beat: two beats harm nobody."""
-        try:
-            taken = lock.try_acquire()
-        except StateDirUnwritable as error:
-            if job not in self._unlocked:
-                log.warning("workspace.lock_unusable", job=job, detail=str(error))
-            self._unlocked[job] = error
-            return job == "beat"
-        self._unlocked.pop(job, None)
-        return taken
+    def _register(self) -> Register | None:
+        """Where owners sign, once the journal is open."""
+        if self._journal is None or self._mailbox is None:
+            return None
+        return Register(self._journal, self._mailbox.session, os.getpid(), self._mailbox.is_alive)
 
     async def _keep_inbox(self) -> None:
         """Open the journal, now or as soon as it can be opened, and run the inbox on it."""
@@ -266,7 +256,8 @@ class Workspace:
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(mailbox.reclaim_forever)
-                tasks.start_soon(self._own, "inbox", lambda: self._poll(journal, mailbox))
+                if self._roles.reads_inbox:
+                    tasks.start_soon(self._own, self._inbox, lambda: self._poll(journal, mailbox))
         finally:
             mailbox.close_session()
 
@@ -321,42 +312,27 @@ class Workspace:
                 continue
             try:
                 await self._journal.off_loop(
-                    self._journal.stamp,
-                    "beat",
-                    session=self._mailbox.session,
-                    pid=os.getpid(),
-                    now=self._clock.now().timestamp(),
-                    detail=_presence_json(snapshot),
+                    self._journal.describe, "beat", session=self._mailbox.session, detail=_presence_json(snapshot)
                 )
             except JournalUnusable as error:
                 log.debug("workspace.stamp_failed", detail=str(error))
 
     async def _presence_facts(self) -> tuple[dict[str, Any], int | None]:
         """Presence as the process that beats knows it, and that process's id."""
-        if "beat" in self._owned or self._journal is None:
-            return _presence_json(self.presence.snapshot()), os.getpid() if "beat" in self._owned else None
+        if self._beat.held or self._journal is None:
+            return _presence_json(self.presence.snapshot()), os.getpid() if self._beat.held else None
         try:
             owner = await self._journal.off_loop(self._journal.owner, "beat")
         except JournalUnusable:
             owner = None
-        if owner is None:
-            return _presence_json(self.presence.snapshot()), None
-        if self._nobody_holds("beat"):
-            since = rfc3339(datetime.fromtimestamp(owner.stamped_at, UTC))
-            return {**owner.detail, "state": PresenceState.STOPPED.value, "since": since}, None
-        return owner.detail, owner.pid
-
-    def _nobody_holds(self, job: str) -> bool:
-        """Whether the last owner is gone: a stamp outlives its writer, a lock does not."""
-        if self._state is None:
-            return False
-        lock = self._state.owner_lock(job)
-        try:
-            is_free = lock.try_acquire()
-        except StateDirUnwritable:
-            return False
-        lock.release()
-        return is_free
+        own = _presence_json(self.presence.snapshot())
+        if owner is None or self._mailbox is None:
+            return own, None
+        told = own | owner.detail
+        if await self._journal.off_loop(self._mailbox.is_alive, owner.session):
+            return told, owner.pid
+        since = rfc3339(datetime.fromtimestamp(owner.stamped_at, UTC))
+        return told | {"state": PresenceState.STOPPED.value, "since": since}, None
 
 
 def _presence_json(snapshot: PresenceSnapshot) -> dict[str, Any]:

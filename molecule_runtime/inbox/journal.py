@@ -300,16 +300,33 @@ class Journal:
 
     # the owners
 
-    def stamp(self, job: str, *, session: str, pid: int, now: float, detail: dict[str, Any]) -> None:
-        """Say that this process does `job` now; a new owner begins a new epoch."""
+    def begin_epoch(self, job: str, *, session: str, pid: int, now: float, after: int) -> int | None:
+        """Sign as the owner of `job` in the epoch after `after`; None when another has signed meanwhile."""
         with self._writing() as db:
+            row = db.execute("SELECT epoch FROM owners WHERE job = ?", (job,)).fetchone()
+            if (row[0] if row else 0) != after:
+                return None
             db.execute(
-                "INSERT INTO owners (job, session, pid, epoch, stamped_at, detail) VALUES (?, ?, ?, 1, ?, ?)"
-                " ON CONFLICT (job) DO UPDATE SET epoch = epoch + (session != excluded.session),"
-                " session = excluded.session, pid = excluded.pid, stamped_at = excluded.stamped_at,"
-                " detail = excluded.detail",
-                (job, session, pid, now, json.dumps(detail)),
+                "INSERT INTO owners (job, session, pid, epoch, stamped_at, detail) VALUES (?, ?, ?, ?, ?, '{}')"
+                " ON CONFLICT (job) DO UPDATE SET session = excluded.session, pid = excluded.pid,"
+                " epoch = excluded.epoch, stamped_at = excluded.stamped_at, detail = excluded.detail",
+                (job, session, pid, after + 1, now),
             )
+        return after + 1
+
+    def renew(self, job: str, *, session: str, epoch: int, now: float) -> bool:
+        """Stamp again; False when the epoch has passed to another."""
+        with self._writing() as db:
+            renewed = db.execute(
+                "UPDATE owners SET stamped_at = ? WHERE job = ? AND session = ? AND epoch = ?",
+                (now, job, session, epoch),
+            )
+        return renewed.rowcount > 0
+
+    def describe(self, job: str, *, session: str, detail: dict[str, Any]) -> None:
+        """Leave word of how the job goes, for the other processes; nothing while another is its owner."""
+        with self._writing() as db:
+            db.execute("UPDATE owners SET detail = ? WHERE job = ? AND session = ?", (json.dumps(detail), job, session))
 
     def owner(self, job: str) -> Owner | None:
         with self._reading() as db:

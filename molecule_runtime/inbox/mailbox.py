@@ -180,6 +180,19 @@ class Mailbox:
         except JournalUnusable as error:
             log.debug("mailbox.recount_failed", detail=str(error))
 
+    def is_alive(self, session: str) -> bool:
+        """Whether the process of a session exists; one that is stopped does."""
+        if session == self.session:
+            return True
+        file = self._lock_file(session)
+        if not file.exists():
+            return False
+        lock = OwnerLock(file)
+        if not lock.try_acquire():
+            return True
+        lock.release()
+        return False
+
     def _reclaim(self) -> int:
         """Release the leases of sessions whose lock is free; the number of messages that came back."""
         return self._release_dead(self._journal.lease_holders())

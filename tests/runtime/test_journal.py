@@ -244,13 +244,17 @@ def test_handled_ids_are_forgotten_after_their_time_and_not_before(journal: Jour
     assert fill(journal, 1, 2, now=NOW + HANDLED_KEPT_S + 1) == [message(1).activity_id]
 
 
-def test_the_stamp_of_an_owner_is_read_by_all(journal: Journal) -> None:
-    """agent-side 4, Owners: a new owner begins a new epoch."""
+def test_what_an_owner_signs_is_read_by_all(journal: Journal) -> None:
+    """agent-side 4, Owners: one signs, stamps and tells; whose epoch has passed does neither."""
     assert journal.owner("beat") is None
-    journal.stamp("beat", session="a", pid=1, now=NOW, detail={"state": "online"})
-    journal.stamp("beat", session="a", pid=1, now=NOW + 1, detail={"state": "unreachable"})
-    assert journal.owner("beat") == Owner("beat", "a", 1, 1, NOW + 1, {"state": "unreachable"})
-    journal.stamp("beat", session="b", pid=2, now=NOW + 2, detail={})
+    assert journal.begin_epoch("beat", session="a", pid=1, now=NOW, after=0) == 1
+    assert journal.renew("beat", session="a", epoch=1, now=NOW + 1)
+    journal.describe("beat", session="a", detail={"state": "online"})
+    assert journal.owner("beat") == Owner("beat", "a", 1, 1, NOW + 1, {"state": "online"})
+    assert journal.begin_epoch("beat", session="b", pid=2, now=NOW + 2, after=0) is None
+    assert journal.begin_epoch("beat", session="b", pid=2, now=NOW + 2, after=1) == 2
+    assert not journal.renew("beat", session="a", epoch=1, now=NOW + 3)
+    journal.describe("beat", session="a", detail={"state": "stopped"})
     assert journal.owner("beat") == Owner("beat", "b", 2, 2, NOW + 2, {})
     assert journal.owner("inbox") is None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -204,13 +205,12 @@ async def test_the_status_has_the_promised_shape(bridge: RuntimeThread, tmp_path
     """agent-side 5, runtime_status."""
 
     async def snapshot(runtime: Runtime) -> dict[str, Any]:
-        await runtime.workspace.mailbox()
+        await until(lambda: runtime.workspace._beat.held)
         return await runtime.snapshot()
 
     with anyio.fail_after(5):
         shown = await bridge.call(snapshot)
     (workspace,) = shown.pop("workspaces")
-    pid = workspace["owner"]["pid"]
     assert shown == {"version": __version__, "log_file": str(tmp_path / "log"), "problems": []}
     assert workspace == {
         "id": WORKSPACE,
@@ -223,7 +223,7 @@ async def test_the_status_has_the_promised_shape(bridge: RuntimeThread, tmp_path
             "last_error": None,
         },
         "inbox": {"new": 0, "leased": 0, "parked": 0, "files_pending": 0},
-        "owner": {"beat": True, "inbox": workspace["owner"]["inbox"], "pid": pid},
+        "owner": {"beat": True, "inbox": workspace["owner"]["inbox"], "pid": os.getpid()},
     }
 
 

@@ -19,10 +19,10 @@ from molecule_runtime.errors import JournalUnusable, StateDirUnwritable
 from molecule_runtime.inbox.journal import Journal
 from molecule_runtime.settings import Settings
 from molecule_runtime.state import WorkspaceState
-from molecule_runtime.workspace import OWNER_CHECK_S, Roles, Workspace
+from molecule_runtime.workspace import Roles, Workspace
 from tests.reference_platform.support import Member, Platform
 
-from .support import Wire, idle, message, running, settings, spawn, state_in, until
+from .support import Wire, message, running, settings, spawn, state_in, until
 
 DOORBELL_REFUSED = "http://127.0.0.1:1"
 """The platform in process has no socket; a port where nobody listens makes the doorbell fail at once."""
@@ -128,16 +128,13 @@ async def test_the_one_that_waits_goes_on_when_the_owner_ends(
             await second.mailbox()
             owner.cancel()
             await asyncio.wait((owner,))
-            assert owned_now(second) == set()
-            await idle(clock, 3)
-            clock.advance(OWNER_CHECK_S)
-            await until(lambda: owned_now(second) == {"beat", "inbox"})
-            clock.advance(1)
-            await until(lambda: second.presence.snapshot().state.value == "online")
+            async with ticking(clock):
+                await until(lambda: owned_now(second) == {"beat", "inbox"})
+                await until(lambda: second.presence.snapshot().state.value == "online")
 
 
 def owned_now(workspace: Workspace) -> set[str]:
-    return set(workspace._owned)
+    return {job for job, one in (("beat", workspace._beat), ("inbox", workspace._inbox)) if one.held}
 
 
 async def test_presence_is_told_by_the_stamp_of_the_process_that_beats(
@@ -289,7 +286,7 @@ async def test_the_inbox_that_is_switched_off_says_so(
         with pytest.raises(JournalUnusable):
             await workspace.mailbox()
         await until(lambda: workspace.presence.snapshot().state.value == "online")
-    assert not at_home.journal.exists()
+        assert await owned(workspace) == (True, False)
 
 
 async def test_a_feed_that_cannot_be_read_is_told_from_a_quiet_one(
