@@ -13,6 +13,7 @@ from molecule_runtime.reference_platform.config import PlatformConfig
 from molecule_runtime.reference_platform.metrics import Metrics
 from molecule_runtime.reference_platform.services.activity import ActivityLog
 from molecule_runtime.reference_platform.services.chat_history import ChatHistories
+from molecule_runtime.reference_platform.services.discovery import Discovery
 from molecule_runtime.reference_platform.services.messages import AgentMessageWriter, Inbound
 from molecule_runtime.reference_platform.services.peers import Peers
 from molecule_runtime.reference_platform.services.presence import Presence
@@ -36,6 +37,7 @@ class Parts:
     workspaces: Workspaces
     presence: Presence
     peers: Peers
+    discovery: Discovery
     activity: ActivityLog
     inbound: Inbound
     agent_messages: AgentMessageWriter
@@ -62,6 +64,7 @@ def build_parts(config: PlatformConfig, clock: Clock) -> Parts:
         workspaces=Workspaces(store, bus, clock),
         presence=presence,
         peers=peers,
+        discovery=Discovery(store, development=config.development),
         activity=activity,
         inbound=Inbound(store, peers, activity, clock),
         agent_messages=AgentMessageWriter(store, bus, clock),

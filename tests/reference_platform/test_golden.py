@@ -10,7 +10,7 @@ import pytest
 
 from molecule_runtime.reference_platform.services import tokens
 
-from .support import Member, Platform, bearer
+from .support import Member, Platform, bearer, sql
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 WORKSPACE = "11111111-1111-4111-8111-111111111111"
@@ -33,11 +33,11 @@ def exchanges() -> list[Any]:
 
 @pytest.mark.parametrize(("file", "document", "exchange"), exchanges())
 async def test_golden_exchange_is_answered_as_recorded(
-    platform: Platform, file: str, document: dict[str, Any], exchange: dict[str, Any]
+    platform: Platform, database: Path, file: str, document: dict[str, Any], exchange: dict[str, Any]
 ) -> None:
     """Every recorded exchange has the same status, keys, JSON types and error text here (contract, each section)."""
     ours, peer = await a_team(platform)
-    await prepare(platform, file, exchange, ours, peer)
+    await prepare(platform, database, file, exchange, ours, peer)
 
     def placed(value: Any) -> Any:
         return json.loads(json.dumps(value).replace(WORKSPACE, ours.id).replace(PEER, peer.id))
@@ -69,7 +69,9 @@ async def a_team(platform: Platform) -> tuple[Member, Member]:
     return ours, peer
 
 
-async def prepare(platform: Platform, file: str, exchange: dict[str, Any], ours: Member, peer: Member) -> None:
+async def prepare(
+    platform: Platform, database: Path, file: str, exchange: dict[str, Any], ours: Member, peer: Member
+) -> None:
     """Bring about what an exchange takes for granted."""
     if file in ("activity", "chat_history"):
         canvas = json.loads((GOLDEN / "a2a_canvas.json").read_text())["exchanges"][0]["request"]
@@ -80,7 +82,13 @@ async def prepare(platform: Platform, file: str, exchange: dict[str, Any], ours:
         )
     if file == "get_removed_workspace":
         await platform.http.delete(f"/workspaces/{ours.id}")
-    if exchange["name"] == "one workspace":
+    if file == "discover" and exchange["name"].startswith("pushed peer"):
+        await platform.register(peer, delivery_mode="push", url="https://agent.example/a2a")
+        if exchange["name"].endswith("away"):
+            sql(database, f"UPDATE workspaces SET status = 'awaiting_agent' WHERE id = '{peer.id}'")
+        if exchange["name"].endswith("inside"):
+            sql(database, f"UPDATE workspaces SET url = 'http://10.0.0.7/a2a' WHERE id = '{peer.id}'")
+    if exchange["name"] in ("one workspace", "peer that was removed"):
         await platform.http.delete(f"/workspaces/{peer.id}")
     if exchange["name"] == "first register of a workspace without a token":
         await platform.parts.store.write(tokens.revoke_all, [ours.id], platform.parts.clock.now())
