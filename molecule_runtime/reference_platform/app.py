@@ -36,7 +36,7 @@ from molecule_runtime.reference_platform.middleware import (
 )
 from molecule_runtime.reference_platform.parts import Parts, build_parts
 from molecule_runtime.reference_platform.refusals import Refusal
-from molecule_runtime.reference_platform.routes import activity, health, messages, registry, workspaces, ws
+from molecule_runtime.reference_platform.routes import activity, health, messages, registry, tokens, workspaces, ws
 
 KEEP_ALIVE_S = 75
 """Idle seconds before a connection is closed: longer than three beats of 20 s, so that agents keep theirs."""
@@ -64,6 +64,7 @@ def _routes() -> list[BaseRoute]:
         *health.routes(),
         *registry.routes(),
         *workspaces.routes(),
+        *tokens.routes(),
         *messages.routes(),
         *activity.routes(),
         *ws.routes(),

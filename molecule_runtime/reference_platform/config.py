@@ -21,6 +21,7 @@ SWEEP_INTERVAL_S = 15.0
 """Period of the stale sweep: an agent shows as gone 90-105 s after its last beat (contract 2.4)."""
 CORS_ORIGINS = ("http://localhost:3000", "http://localhost:3001")
 """Where a separately served canvas lives during development (contract 1.8)."""
+PRODUCTION = "production"
 DEVELOPMENT_NAMES = frozenset({"development", "dev"})
 
 
@@ -33,6 +34,7 @@ class PlatformConfig:
     database: str = "molecule-platform.sqlite3"
     admin_token: str = field(default="", repr=False)
     environment: str = ""
+    enable_test_tokens: bool = False
     cors_origins: tuple[str, ...] = CORS_ORIGINS
     external_url: str = ""
     stale_after_s: float = STALE_AFTER_S
@@ -66,6 +68,7 @@ class PlatformConfig:
             database=str(database),
             admin_token=values.get("ADMIN_TOKEN", "").strip(),
             environment=values.get("MOLECULE_ENV", "").strip().lower(),
+            enable_test_tokens=values.get("MOLECULE_ENABLE_TEST_TOKENS", "").strip() == "1",
             cors_origins=_origins(values.get("CORS_ORIGINS")),
             external_url=values.get("EXTERNAL_PLATFORM_URL", "").strip().rstrip("/"),
             stale_after_s=_seconds(values.get("REMOTE_LIVENESS_STALE_AFTER"), STALE_AFTER_S),
@@ -77,6 +80,11 @@ class PlatformConfig:
         """Canvas and admin routes are open: on loopback, without ADMIN_TOKEN, unless MOLECULE_ENV says otherwise."""
         named = not self.environment or self.environment in DEVELOPMENT_NAMES
         return named and not self.admin_token and is_loopback(self.host)
+
+    @property
+    def test_tokens(self) -> bool:
+        """Whether tokens for tests are handed out: everywhere but in production, and there when asked for."""
+        return self.enable_test_tokens or self.environment != PRODUCTION
 
     @property
     def database_url(self) -> str:

@@ -18,6 +18,7 @@ from molecule_runtime.reference_platform.services.messages import AgentMessageWr
 from molecule_runtime.reference_platform.services.peers import Peers
 from molecule_runtime.reference_platform.services.presence import Presence
 from molecule_runtime.reference_platform.services.tokens import Tokens
+from molecule_runtime.reference_platform.services.workspace_edits import WorkspaceEdits
 from molecule_runtime.reference_platform.services.workspaces import Workspaces
 from molecule_runtime.reference_platform.store.engine import Store
 from molecule_runtime.reference_platform.sweeper import Sweeper
@@ -35,6 +36,7 @@ class Parts:
     tokens: Tokens
     auth: Auth
     workspaces: Workspaces
+    workspace_edits: WorkspaceEdits
     presence: Presence
     peers: Peers
     discovery: Discovery
@@ -62,6 +64,7 @@ def build_parts(config: PlatformConfig, clock: Clock) -> Parts:
         tokens=tokens,
         auth=Auth(config, tokens),
         workspaces=Workspaces(store, bus, clock),
+        workspace_edits=WorkspaceEdits(store, clock),
         presence=presence,
         peers=peers,
         discovery=Discovery(store, development=config.development),

@@ -15,6 +15,7 @@ from .support import Member, Platform, bearer, sql
 GOLDEN = Path(__file__).parents[1] / "golden"
 WORKSPACE = "11111111-1111-4111-8111-111111111111"
 PEER = "22222222-2222-4222-8222-222222222222"
+TOKEN = "77777777-7777-4777-8777-777777777777"
 
 
 def exchanges() -> list[Any]:
@@ -40,7 +41,8 @@ async def test_golden_exchange_is_answered_as_recorded(
     await prepare(platform, database, file, exchange, ours, peer)
 
     def placed(value: Any) -> Any:
-        return json.loads(json.dumps(value).replace(WORKSPACE, ours.id).replace(PEER, peer.id))
+        text = json.dumps(value).replace(WORKSPACE, ours.id).replace(PEER, peer.id)
+        return json.loads(text.replace(TOKEN, token_of(database, ours)))
 
     method, path = document["endpoint"].split(" ")
     token = exchange.get("bearer", ours.token)
@@ -88,10 +90,20 @@ async def prepare(
             sql(database, f"UPDATE workspaces SET status = 'awaiting_agent' WHERE id = '{peer.id}'")
         if exchange["name"].endswith("inside"):
             sql(database, f"UPDATE workspaces SET url = 'http://10.0.0.7/a2a' WHERE id = '{peer.id}'")
+    if exchange["name"] == "at the limit":
+        for _ in range(tokens.MAX_LIVE - 1):
+            await platform.parts.store.write(tokens.mint, ours.id, platform.parts.clock.now())
     if exchange["name"] in ("one workspace", "peer that was removed"):
         await platform.http.delete(f"/workspaces/{peer.id}")
     if exchange["name"] == "first register of a workspace without a token":
         await platform.parts.store.write(tokens.revoke_all, [ours.id], platform.parts.clock.now())
+
+
+def token_of(database: Path, member: Member) -> str:
+    """The id of the workspace's first token."""
+    query = f"SELECT id FROM workspace_tokens WHERE workspace_id = '{member.id}' ORDER BY created_at LIMIT 1"
+    ((token_id,),) = sql(database, query)
+    return str(token_id)
 
 
 def differences(golden: Any, actual: Any, where: str = "$") -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, NoReturn, TypeVar
@@ -60,8 +60,8 @@ async def read_json(request: Request, *, error: str = INVALID_BODY) -> Any:
     return _without_surrogates(parsed) if b"\\ud" in body.lower() else parsed
 
 
-async def read_object(request: Request, *, error: str = INVALID_BODY) -> dict[str, Any]:
-    """The parsed body, an object, without its null values: null and absent mean the same everywhere.
+async def read_object(request: Request, *, error: str = INVALID_BODY, nullable: Collection[str] = ()) -> dict[str, Any]:
+    """The parsed body, an object, without its null values: null and absent mean the same, save in `nullable` fields.
 
     Raises:
         Refusal: 400, not a JSON object.
@@ -69,7 +69,7 @@ async def read_object(request: Request, *, error: str = INVALID_BODY) -> dict[st
     parsed = await read_json(request, error=error)
     if not isinstance(parsed, dict):
         raise Refusal(400, error)
-    return {key: value for key, value in parsed.items() if value is not None}
+    return {key: value for key, value in parsed.items() if value is not None or key in nullable}
 
 
 def read_model(model: type[M], body: dict[str, Any], *, error: str = INVALID_BODY) -> M:
