@@ -27,7 +27,10 @@ DEVELOPMENT_NAMES = frozenset({"development", "dev"})
 
 @dataclass(frozen=True)
 class PlatformConfig:
-    """Everything the platform needs to know. `port` 0 lets the system choose; `database` is a path or a URL."""
+    """Everything the platform needs to know. `port` 0 lets the system choose; `database` is a path or a URL.
+
+    `rate_limit` is the requests a minute that one address may make; 0 is no limit.
+    """
 
     host: str = "127.0.0.1"
     port: int = 8080
@@ -39,6 +42,7 @@ class PlatformConfig:
     external_url: str = ""
     stale_after_s: float = STALE_AFTER_S
     sweep_interval_s: float = SWEEP_INTERVAL_S
+    rate_limit: int = 0
 
     def __post_init__(self) -> None:
         if not is_loopback(self.host) and not self.admin_token:
@@ -73,6 +77,7 @@ class PlatformConfig:
             external_url=values.get("EXTERNAL_PLATFORM_URL", "").strip().rstrip("/"),
             stale_after_s=_seconds(values.get("REMOTE_LIVENESS_STALE_AFTER"), STALE_AFTER_S),
             sweep_interval_s=_seconds(values.get("REMOTE_LIVENESS_SWEEP_S"), SWEEP_INTERVAL_S),
+            rate_limit=_count(values.get("RATE_LIMIT")),
         )
 
     @property
@@ -111,6 +116,12 @@ def _seconds(text: str | None, default: float) -> float:
     except ValueError:
         return default
     return value if math.isfinite(value) and value > 0 else default
+
+
+def _count(text: str | None) -> int:
+    """A positive number in ASCII digits, else 0."""
+    bare = (text or "").strip()
+    return int(bare) if bare.isascii() and bare.isdigit() and len(bare) <= 9 else 0
 
 
 def _origins(text: str | None) -> tuple[str, ...]:

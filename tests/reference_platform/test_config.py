@@ -25,6 +25,7 @@ def test_defaults_of_an_empty_environment() -> None:
         external_url="",
         stale_after_s=90.0,
         sweep_interval_s=15.0,
+        rate_limit=0,
     )
 
 
@@ -39,20 +40,21 @@ def test_every_variable_is_read() -> None:
             "EXTERNAL_PLATFORM_URL": "https://p.example/",
             "REMOTE_LIVENESS_STALE_AFTER": "20",
             "REMOTE_LIVENESS_SWEEP_S": "0.5",
+            "RATE_LIMIT": " 600 ",
         }
     )
     assert (config.admin_token, config.environment) == ("secret", "production")
     assert config.cors_origins == ("https://a.example", "https://b.example")
     assert (config.external_url, config.stale_after_s, config.sweep_interval_s) == ("https://p.example", 20.0, 0.5)
-    assert config.enable_test_tokens is True
+    assert (config.enable_test_tokens, config.rate_limit) == (True, 600)
     assert "secret" not in repr(config)
 
 
 @pytest.mark.parametrize("value", ["", "soon", "0", "-3", "nan", "inf"])
 def test_bad_number_means_the_default(value: str) -> None:
     """An operator's typing error does not stop the platform (contract 2.4)."""
-    config = read({"REMOTE_LIVENESS_STALE_AFTER": value, "REMOTE_LIVENESS_SWEEP_S": value})
-    assert (config.stale_after_s, config.sweep_interval_s) == (90.0, 15.0)
+    config = read({"REMOTE_LIVENESS_STALE_AFTER": value, "REMOTE_LIVENESS_SWEEP_S": value, "RATE_LIMIT": value})
+    assert (config.stale_after_s, config.sweep_interval_s, config.rate_limit) == (90.0, 15.0, 0)
 
 
 @pytest.mark.parametrize(
