@@ -14,9 +14,11 @@ from molecule_runtime.reference_platform.metrics import Metrics
 from molecule_runtime.reference_platform.services.activity import ActivityLog
 from molecule_runtime.reference_platform.services.chat_history import ChatHistories
 from molecule_runtime.reference_platform.services.discovery import Discovery
+from molecule_runtime.reference_platform.services.forwarding import Forwarder
 from molecule_runtime.reference_platform.services.messages import AgentMessageWriter, Inbound
 from molecule_runtime.reference_platform.services.peers import Peers
 from molecule_runtime.reference_platform.services.presence import Presence
+from molecule_runtime.reference_platform.services.push import PushAgents
 from molecule_runtime.reference_platform.services.tokens import Tokens
 from molecule_runtime.reference_platform.services.workspace_edits import WorkspaceEdits
 from molecule_runtime.reference_platform.services.workspaces import Workspaces
@@ -54,6 +56,7 @@ def build_parts(config: PlatformConfig, clock: Clock) -> Parts:
     tokens = Tokens(store, clock)
     peers = Peers(store)
     activity = ActivityLog(store, bus, clock)
+    forwarder = Forwarder(store, bus, activity, PushAgents(development=config.development), clock)
     presence = Presence(store, bus, clock, stale_after_s=config.stale_after_s)
     return Parts(
         config=config,
@@ -69,7 +72,7 @@ def build_parts(config: PlatformConfig, clock: Clock) -> Parts:
         peers=peers,
         discovery=Discovery(store, development=config.development),
         activity=activity,
-        inbound=Inbound(store, peers, activity, clock),
+        inbound=Inbound(store, peers, activity, forwarder, clock),
         agent_messages=AgentMessageWriter(store, bus, clock),
         chat_histories=ChatHistories(store),
         sweeper=Sweeper(presence, tokens, clock, interval_s=config.sweep_interval_s),
