@@ -61,13 +61,24 @@ async def push_agent() -> AsyncIterator[PushAgent]:
         listener.close()
 
 
+@dataclass
+class Socket:
+    """A bare server; `heard` holds the first bytes of each connection."""
+
+    port: int
+    heard: list[bytes] = field(default_factory=list)
+
+    def url(self, scheme: str = "http", host: str = "localhost") -> str:
+        return f"{scheme}://{host}:{self.port}/a2a"
+
+
 @asynccontextmanager
-async def socket_that_says(*pieces: bytes, hang: bool = False) -> AsyncIterator[str]:
-    """A server that reads one request, says these bytes and closes, or keeps still with `hang`; its URL."""
+async def socket_that_says(*pieces: bytes, hang: bool = False) -> AsyncIterator[Socket]:
+    """A server that reads the start of a request, says these bytes and closes, or keeps still with `hang`."""
     finished = asyncio.Event()
 
     async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
+        served.heard.append(await reader.read(65_536))
         for piece in pieces:
             writer.write(piece)
             try:
@@ -79,8 +90,9 @@ async def socket_that_says(*pieces: bytes, hang: bool = False) -> AsyncIterator[
         writer.close()
 
     server = await asyncio.start_server(converse, "127.0.0.1", 0)
+    served = Socket(port=server.sockets[0].getsockname()[1])
     try:
-        yield f"http://localhost:{server.sockets[0].getsockname()[1]}/a2a"
+        yield served
     finally:
         finished.set()
         server.close()

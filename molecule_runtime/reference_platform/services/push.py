@@ -29,7 +29,6 @@ CONNECT_S = 10.0
 """Seconds for a connection to one address."""
 MAX_ANSWER_BYTES = 10 * 1024 * 1024
 """Bytes of an agent's answer that are read (contract 4.1)."""
-
 MAX_PORT = 65_535
 
 
