@@ -17,6 +17,7 @@ from molecule_runtime.reference_platform.services.push import MAX_ANSWER_BYTES, 
 
 from .push_agents import PushAgent, closed_port, push_agent, reply_with, socket_that_says
 from .support import Member, Platform, bearer, canvas_message, sql
+from .test_golden import GOLDEN, differences
 
 UNREACHED = (502, {"error": "failed to reach workspace agent"})
 UNREADABLE = (
@@ -157,6 +158,31 @@ def answer(content: bytes, status: int, _body: Any) -> Response:
     return Response(content, status_code=status, media_type="application/json")
 
 
+async def test_the_golden_exchanges(platform: Platform, agent: PushAgent) -> None:
+    """Each recorded answer for a target that is called comes about here (contract 4.1, golden a2a_push)."""
+    document = json.loads((GOLDEN / "a2a_push.json").read_text())
+    peer = await platform.join("peer")
+    async with socket_that_says() as mute, socket_that_says(HEAD, b"{") as torn:
+        scenes = {
+            "the agent answers": (agent.url(), lambda body: reply_with(body, "done")),
+            "the agent queues": (agent.url(), partial(answer, QUEUED, 202)),
+            "the agent refuses": (agent.url(), partial(answer, b'{"error": "too vague"}', 422)),
+            "the agent answers nothing": (agent.url(), partial(answer, b"", 200)),
+            "nobody is there": (f"http://localhost:{closed_port()}/", None),
+            "no answer comes": (mute.url(), None),
+            "the answer is torn": (torn.url(), None),
+            "no url": (None, None),
+        }
+        assert [exchange["name"] for exchange in document["exchanges"]] == list(scenes)
+        for exchange in document["exchanges"]:
+            url, agent.answer = scenes[exchange["name"]]
+            member = await platform.create() if url is None else await pushed(platform, url)
+            post = f"/workspaces/{member.id}/a2a"
+            reply = await platform.http.post(post, json=exchange["request"], headers=peer.headers)
+            assert (exchange["name"], reply.status_code) == (exchange["name"], exchange["status"])
+            assert differences(exchange["response"], reply.json()) == []
+
+
 async def test_nobody_there(platform: Platform) -> None:
     """A refused connection is 502, with a row that says so (contract 4.1)."""
     member = await pushed(platform, f"http://localhost:{closed_port()}/a2a")
@@ -181,6 +207,7 @@ async def test_without_a_url_there_is_nothing_to_call(platform: Platform) -> Non
     assert await platform.rows(silent) == []
 
 
+QUEUED = b'{"queued": true, "queue_id": "q1", "queue_depth": 3, "message": "queued"}'
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n"
 ENDLESS = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 MEBIBYTE = b"100000\r\n" + b" " * 1_048_576 + b"\r\n"
