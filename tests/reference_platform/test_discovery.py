@@ -87,14 +87,12 @@ async def test_access_of_a_bad_body_is_400(platform: Platform, content: str) -> 
     assert (reply.status_code, reply.json()) == (400, {"error": "invalid request body"})
 
 
-async def test_a_polling_peer_is_described_whatever_its_status(platform: Platform) -> None:
+async def test_a_polling_peer_is_described_whatever_its_status(platform: Platform, database: Path) -> None:
     """It has no url to call, even if it showed one; name, role and card come along (contract 2.7 PROPOSED)."""
     ours, peer = await platform.join("ours"), await platform.create("ops-agent", role="sre")
-    for status in ("online", "awaiting_agent"):
-        await platform.register(peer, url="http://10.0.0.7/mine")
-        if status == "awaiting_agent":
-            platform.parts.clock.advance(1000)  # type: ignore[attr-defined]
-            await platform.parts.sweeper.sweep_once()
+    await platform.register(peer, url="http://10.0.0.7/mine")
+    for status in ("online", "awaiting_agent", "paused"):
+        sql(database, f"UPDATE workspaces SET status = '{status}' WHERE id = '{peer.id}'")
         assert await discover(platform, ours, peer.id.upper()) == (
             200,
             {

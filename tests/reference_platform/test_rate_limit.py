@@ -18,8 +18,8 @@ from .support import BASE_URL, Platform, running, served
 
 @pytest.fixture
 async def limited(config: PlatformConfig, clock: ManualClock) -> AsyncIterator[Platform]:
-    """A platform that takes three requests a minute."""
-    async with running(replace(config, rate_limit=3), clock) as platform:
+    """A platform that takes three requests a minute, and whose sweeper stays out of the way when time passes."""
+    async with running(replace(config, rate_limit=3, sweep_interval_s=1e6), clock) as platform:
         yield platform
 
 
