@@ -58,10 +58,10 @@ PLACES = {
         "platform",
         f"{PLATFORM}.",
         {
-            1: "config metrics identifiers refusals",
+            1: "config metrics identifiers refusals strict_json",
             2: "store bus",
             3: "services auth",
-            4: "routes sweeper parts middleware",
+            4: "routes sweeper parts middleware rate_limit",
             5: "app attach",
         },
     ),

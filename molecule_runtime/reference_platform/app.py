@@ -1,6 +1,6 @@
 """The reference platform, all parts by name. Start here.
 
-    request -> CountRequests -> SecurityHeaders -> ForeignPageGuard -> CORS -> LastResort -> routes/*
+    request -> CountRequests -> SecurityHeaders -> ForeignPageGuard -> CORS -> RateLimit -> LastResort -> routes/*
     routes  -> auth (who is asking) -> services/* (the rules) -> store/* (the facts) -> bus -> /ws
 
 `create_app` builds a platform without opening anything; its lifespan migrates the database and starts the sweeper.
@@ -35,8 +35,9 @@ from molecule_runtime.reference_platform.middleware import (
     SecurityHeaders,
 )
 from molecule_runtime.reference_platform.parts import Parts, build_parts
+from molecule_runtime.reference_platform.rate_limit import RateLimit
 from molecule_runtime.reference_platform.refusals import Refusal
-from molecule_runtime.reference_platform.routes import activity, health, messages, registry, workspaces, ws
+from molecule_runtime.reference_platform.routes import activity, health, messages, registry, tokens, workspaces, ws
 
 KEEP_ALIVE_S = 75
 """Idle seconds before a connection is closed: longer than three beats of 20 s, so that agents keep theirs."""
@@ -64,6 +65,7 @@ def _routes() -> list[BaseRoute]:
         *health.routes(),
         *registry.routes(),
         *workspaces.routes(),
+        *tokens.routes(),
         *messages.routes(),
         *activity.routes(),
         *ws.routes(),
@@ -82,6 +84,8 @@ def _middleware(parts: Parts) -> list[Middleware]:
             allow_methods=CORS_METHODS,
             allow_headers=CORS_HEADERS,
         ),
+        # Inside CORS, so that a page can read the refusal; preflights do not count.
+        Middleware(RateLimit, limit=parts.config.rate_limit, clock=parts.clock),
         Middleware(LastResort),
     ]
 
@@ -132,6 +136,7 @@ async def serve(config: PlatformConfig, *, on_ready: Callable[[str], None], cloc
                 app,
                 lifespan="on",
                 ws="websockets-sansio",
+                proxy_headers=False,  # the rate limit counts remote addresses, not what a header claims
                 access_log=False,
                 log_config=None,
                 log_level=logging.WARNING,

@@ -1,9 +1,10 @@
-"""Who is asking, and may they: the five door rules of the contract (0.2-0.6, 1.2-1.5, 4.1).
+"""Who is asking, and may they: the six door rules of the contract (0.2-0.6, 1.2-1.5, 4.1).
 
 | rule | method | opens to |
 |---|---|---|
 | WS-AUTH | `require_workspace` | ADMIN_TOKEN, the workspace's own live token, development mode without a bearer |
 | ADMIN | `require_admin` | ADMIN_TOKEN; without one: development mode, a fresh installation, any live token |
+| test tokens | `require_admin_token` | ADMIN_TOKEN; without one: everybody |
 | SELF-TOKEN | `require_self`, `require_reader` | as WS-AUTH, and anybody while the workspace has no live token |
 | caller of /a2a | `a2a_caller` | names the sender; see there |
 | listener of /ws | `listener` | names the listening workspace, or nobody for a canvas |
@@ -100,6 +101,15 @@ class Auth:
             if not await _known(self._tokens.any_live()):
                 return Access.OPEN
         raise ADMIN.refusal(bearer)
+
+    def require_admin_token(self, connection: HTTPConnection) -> None:
+        """The door of the route that mints tokens for tests: ADMIN_TOKEN where one is set (contract 1.8).
+
+        Raises:
+            Refusal: 401, with one text for no bearer and a wrong one.
+        """
+        if self._admin_token and not self._is_admin(bearer_of(connection)):
+            raise ADMIN.refusal("")
 
     async def require_self(self, connection: HTTPConnection, workspace_id: str, *, creates: bool = False) -> Access:
         """SELF-TOKEN as register and heartbeat have it: a bearer that is presented must be good (contract 1.5).

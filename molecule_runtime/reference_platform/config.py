@@ -21,22 +21,28 @@ SWEEP_INTERVAL_S = 15.0
 """Period of the stale sweep: an agent shows as gone 90-105 s after its last beat (contract 2.4)."""
 CORS_ORIGINS = ("http://localhost:3000", "http://localhost:3001")
 """Where a separately served canvas lives during development (contract 1.8)."""
+PRODUCTION = "production"
 DEVELOPMENT_NAMES = frozenset({"development", "dev"})
 
 
 @dataclass(frozen=True)
 class PlatformConfig:
-    """Everything the platform needs to know. `port` 0 lets the system choose; `database` is a path or a URL."""
+    """Everything the platform needs to know. `port` 0 lets the system choose; `database` is a path or a URL.
+
+    `rate_limit` is the requests a minute that one address may make; 0 is no limit.
+    """
 
     host: str = "127.0.0.1"
     port: int = 8080
     database: str = "molecule-platform.sqlite3"
     admin_token: str = field(default="", repr=False)
     environment: str = ""
+    enable_test_tokens: bool = False
     cors_origins: tuple[str, ...] = CORS_ORIGINS
     external_url: str = ""
     stale_after_s: float = STALE_AFTER_S
     sweep_interval_s: float = SWEEP_INTERVAL_S
+    rate_limit: int = 0
 
     def __post_init__(self) -> None:
         if not is_loopback(self.host) and not self.admin_token:
@@ -66,10 +72,12 @@ class PlatformConfig:
             database=str(database),
             admin_token=values.get("ADMIN_TOKEN", "").strip(),
             environment=values.get("MOLECULE_ENV", "").strip().lower(),
+            enable_test_tokens=values.get("MOLECULE_ENABLE_TEST_TOKENS", "").strip() == "1",
             cors_origins=_origins(values.get("CORS_ORIGINS")),
             external_url=values.get("EXTERNAL_PLATFORM_URL", "").strip().rstrip("/"),
             stale_after_s=_seconds(values.get("REMOTE_LIVENESS_STALE_AFTER"), STALE_AFTER_S),
             sweep_interval_s=_seconds(values.get("REMOTE_LIVENESS_SWEEP_S"), SWEEP_INTERVAL_S),
+            rate_limit=_count(values.get("RATE_LIMIT")),
         )
 
     @property
@@ -77,6 +85,11 @@ class PlatformConfig:
         """Canvas and admin routes are open: on loopback, without ADMIN_TOKEN, unless MOLECULE_ENV says otherwise."""
         named = not self.environment or self.environment in DEVELOPMENT_NAMES
         return named and not self.admin_token and is_loopback(self.host)
+
+    @property
+    def test_tokens(self) -> bool:
+        """Whether tokens for tests are handed out: everywhere but in production, and there when asked for."""
+        return self.enable_test_tokens or self.environment != PRODUCTION
 
     @property
     def database_url(self) -> str:
@@ -103,6 +116,12 @@ def _seconds(text: str | None, default: float) -> float:
     except ValueError:
         return default
     return value if math.isfinite(value) and value > 0 else default
+
+
+def _count(text: str | None) -> int:
+    """A positive number in ASCII digits, else 0."""
+    bare = (text or "").strip()
+    return int(bare) if bare.isascii() and bare.isdigit() and len(bare) <= 9 else 0
 
 
 def _origins(text: str | None) -> tuple[str, ...]:

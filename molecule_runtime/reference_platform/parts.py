@@ -13,10 +13,14 @@ from molecule_runtime.reference_platform.config import PlatformConfig
 from molecule_runtime.reference_platform.metrics import Metrics
 from molecule_runtime.reference_platform.services.activity import ActivityLog
 from molecule_runtime.reference_platform.services.chat_history import ChatHistories
+from molecule_runtime.reference_platform.services.discovery import Discovery
+from molecule_runtime.reference_platform.services.forwarding import Forwarder
 from molecule_runtime.reference_platform.services.messages import AgentMessageWriter, Inbound
 from molecule_runtime.reference_platform.services.peers import Peers
 from molecule_runtime.reference_platform.services.presence import Presence
+from molecule_runtime.reference_platform.services.push import PushAgents
 from molecule_runtime.reference_platform.services.tokens import Tokens
+from molecule_runtime.reference_platform.services.workspace_edits import WorkspaceEdits
 from molecule_runtime.reference_platform.services.workspaces import Workspaces
 from molecule_runtime.reference_platform.store.engine import Store
 from molecule_runtime.reference_platform.sweeper import Sweeper
@@ -34,8 +38,10 @@ class Parts:
     tokens: Tokens
     auth: Auth
     workspaces: Workspaces
+    workspace_edits: WorkspaceEdits
     presence: Presence
     peers: Peers
+    discovery: Discovery
     activity: ActivityLog
     inbound: Inbound
     agent_messages: AgentMessageWriter
@@ -50,6 +56,7 @@ def build_parts(config: PlatformConfig, clock: Clock) -> Parts:
     tokens = Tokens(store, clock)
     peers = Peers(store)
     activity = ActivityLog(store, bus, clock)
+    forwarder = Forwarder(store, bus, activity, PushAgents(development=config.development), clock)
     presence = Presence(store, bus, clock, stale_after_s=config.stale_after_s)
     return Parts(
         config=config,
@@ -60,10 +67,12 @@ def build_parts(config: PlatformConfig, clock: Clock) -> Parts:
         tokens=tokens,
         auth=Auth(config, tokens),
         workspaces=Workspaces(store, bus, clock),
+        workspace_edits=WorkspaceEdits(store, clock),
         presence=presence,
         peers=peers,
+        discovery=Discovery(store, development=config.development),
         activity=activity,
-        inbound=Inbound(store, peers, activity, clock),
+        inbound=Inbound(store, peers, activity, forwarder, clock),
         agent_messages=AgentMessageWriter(store, bus, clock),
         chat_histories=ChatHistories(store),
         sweeper=Sweeper(presence, tokens, clock, interval_s=config.sweep_interval_s),

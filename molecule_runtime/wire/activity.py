@@ -1,9 +1,9 @@
-"""`GET /workspaces/:id/activity`: the rows that an inbox reads (contract 4.3)."""
+"""`/workspaces/:id/activity`: the rows that an inbox reads, and what an agent reports of itself (contract 4.3, 4.4)."""
 
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 from molecule_runtime.wire._base import Timestamp, WireModel
 
@@ -19,6 +19,30 @@ class ActivityType(StrEnum):
     MEMORY_WRITE = "memory_write"
     ERROR = "error"
     DELEGATION = "delegation"
+
+
+REPORTABLE = tuple(kind for kind in ActivityType if kind is not ActivityType.DELEGATION)
+"""What an agent may report of itself, in the order in which a refusal names them (contract 4.4)."""
+
+
+class ActivityReport(WireModel):
+    """POST /workspaces/:id/activity. `metadata` is taken as `request_body` where that is absent."""
+
+    activity_type: str
+    method: str | None = None
+    summary: str | None = None
+    target_id: str | None = None
+    source_id: str | None = None
+    status: str = "ok"
+    error_detail: str | None = None
+    duration_ms: int | None = None
+    request_body: Any = None
+    response_body: Any = None
+    metadata: Any = None
+
+
+class ActivityLogged(WireModel):
+    status: Literal["logged"]
 
 
 class ActivityRow(WireModel):

@@ -1,4 +1,4 @@
-"""`/registry/*`: becoming known, staying alive, finding peers (contract 2.1, 2.3, 2.6)."""
+"""`/registry/*`: becoming known, staying alive, finding peers (contract 2.1, 2.3, 2.5-2.8)."""
 
 from __future__ import annotations
 
@@ -80,3 +80,43 @@ class Peer(WireModel):
     parent_id: str | None = None
     active_tasks: int = 0
     agent_card: dict[str, Any] | None = Field(default=None)
+
+
+class UpdateCardRequest(WireModel):
+    """POST /registry/update-card; both fields are required (contract 2.5)."""
+
+    workspace_id: str
+    agent_card: dict[str, Any]
+
+
+class UpdateCardReply(WireModel):
+    status: Literal["updated"]
+
+
+class CheckAccessRequest(WireModel):
+    """POST /registry/check-access: may these two talk (contract 2.8)."""
+
+    caller_id: str
+    target_id: str
+
+
+class CheckAccessReply(WireModel):
+    allowed: bool
+
+
+class Discovered(WireModel):
+    """GET /registry/discover/:id for a peer that is called: where it is (contract 2.7)."""
+
+    id: str
+    url: str
+    name: str
+
+
+class DiscoveredPoller(Discovered):
+    """The same for a peer that polls: it is nowhere, so it is written to through /a2a, and who it is comes along."""
+
+    url: str = ""
+    role: str | None = None
+    status: str
+    delivery_mode: Literal[DeliveryMode.POLL] = DeliveryMode.POLL
+    agent_card: dict[str, Any] | None = None

@@ -1,8 +1,8 @@
-"""`/workspaces`: creating, reading and removing workspaces (contract 3.1, 3.3-3.5, 3.7)."""
+"""`/workspaces`: creating, reading, changing and removing workspaces, and their tokens (contract 3.1, 3.3-3.8, 1.8)."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from molecule_runtime.wire._base import Timestamp, WireModel
 
@@ -85,6 +85,30 @@ class WorkspaceListRow(Workspace):
     budget_limit: int | None = None
 
 
+class UpdateWorkspaceRequest(WireModel):
+    """PATCH /workspaces/:id: what is absent stays. `parent_id` and `workspace_dir` may be null, which takes them away.
+
+    Whether a field was sent is in `model_fields_set`.
+    """
+
+    name: str | None = None
+    role: str | None = None
+    tier: int | None = None
+    parent_id: str | None = None
+    runtime: str | None = None
+    collapsed: bool | None = None
+    workspace_dir: str | None = None
+    x: float | None = None
+    y: float | None = None
+
+
+class UpdateWorkspaceReply(WireModel):
+    """`needs_restart` only where a container has to start anew, so never for an external workspace."""
+
+    status: Literal["updated"]
+    needs_restart: bool | None = None
+
+
 class WorkspaceGone(WireModel):
     """The 410 body of GET /workspaces/:id after a removal."""
 
@@ -101,3 +125,31 @@ class WorkspaceState(WireModel):
     status: str | None = None
     paused: bool = False
     deleted: bool = False
+
+
+class TokenRow(WireModel):
+    """What can be told of a live token: its first 8 characters, never the rest."""
+
+    id: str
+    prefix: str
+    created_at: Timestamp
+    last_used_at: Timestamp | None = None
+
+
+class TokenList(WireModel):
+    """GET /workspaces/:id/tokens; `count` is the length of this page (contract 3.8)."""
+
+    tokens: list[TokenRow]
+    count: int
+
+
+class IssuedToken(WireModel):
+    """POST /workspaces/:id/tokens, and without `message` GET /admin/workspaces/:id/test-token."""
+
+    auth_token: str
+    workspace_id: str
+    message: str | None = None
+
+
+class TokenRevoked(WireModel):
+    status: Literal["revoked"]

@@ -202,18 +202,6 @@ async def test_denials_come_in_the_contracts_order(platform: Platform, database:
     assert (gone.status_code, gone.json()) == NOT_FOUND
 
 
-async def test_push_targets_are_unreachable_or_have_no_address(platform: Platform) -> None:
-    """Without url 503 and the status, with one 502, for forwarding is not built; no row either way (contract 4.1)."""
-    silent = await platform.create("silent")
-    answer = await send(platform, silent.id, canvas_message())
-    assert answer == (503, {"error": "workspace has no URL", "status": "awaiting_agent"})
-    pushed = await platform.create("pushed")
-    await platform.register(pushed, delivery_mode="push", url="https://agent.example/a2a")
-    answer = await send(platform, pushed.id, canvas_message())
-    assert answer == (502, {"error": "failed to reach workspace agent"})
-    assert await platform.rows(pushed) == []
-
-
 async def test_store_failure_is_500(platform: Platform, database: Path) -> None:
     """A row that cannot be written is an error for the sender, not a queued message (R22)."""
     member = await platform.join()

@@ -20,10 +20,12 @@ def test_defaults_of_an_empty_environment() -> None:
         database="p.sqlite3",
         admin_token="",
         environment="",
+        enable_test_tokens=False,
         cors_origins=("http://localhost:3000", "http://localhost:3001"),
         external_url="",
         stale_after_s=90.0,
         sweep_interval_s=15.0,
+        rate_limit=0,
     )
 
 
@@ -33,23 +35,26 @@ def test_every_variable_is_read() -> None:
         {
             "ADMIN_TOKEN": " secret ",
             "MOLECULE_ENV": "Production",
+            "MOLECULE_ENABLE_TEST_TOKENS": "1",
             "CORS_ORIGINS": "https://a.example/, https://b.example",
             "EXTERNAL_PLATFORM_URL": "https://p.example/",
             "REMOTE_LIVENESS_STALE_AFTER": "20",
             "REMOTE_LIVENESS_SWEEP_S": "0.5",
+            "RATE_LIMIT": " 600 ",
         }
     )
     assert (config.admin_token, config.environment) == ("secret", "production")
     assert config.cors_origins == ("https://a.example", "https://b.example")
     assert (config.external_url, config.stale_after_s, config.sweep_interval_s) == ("https://p.example", 20.0, 0.5)
+    assert (config.enable_test_tokens, config.rate_limit) == (True, 600)
     assert "secret" not in repr(config)
 
 
 @pytest.mark.parametrize("value", ["", "soon", "0", "-3", "nan", "inf"])
 def test_bad_number_means_the_default(value: str) -> None:
     """An operator's typing error does not stop the platform (contract 2.4)."""
-    config = read({"REMOTE_LIVENESS_STALE_AFTER": value, "REMOTE_LIVENESS_SWEEP_S": value})
-    assert (config.stale_after_s, config.sweep_interval_s) == (90.0, 15.0)
+    config = read({"REMOTE_LIVENESS_STALE_AFTER": value, "REMOTE_LIVENESS_SWEEP_S": value, "RATE_LIMIT": value})
+    assert (config.stale_after_s, config.sweep_interval_s, config.rate_limit) == (90.0, 15.0, 0)
 
 
 @pytest.mark.parametrize(
@@ -85,3 +90,18 @@ def test_database_is_a_path_or_a_url() -> None:
     """A path means a SQLite file; a URL is taken as it is (ours)."""
     assert PlatformConfig(database="/x/p.db").database_url == "sqlite+aiosqlite:////x/p.db"
     assert PlatformConfig(database="postgresql+asyncpg://u@h/d").database_url == "postgresql+asyncpg://u@h/d"
+
+
+@pytest.mark.parametrize(
+    ("env", "handed_out"),
+    [
+        ({}, True),
+        ({"MOLECULE_ENV": "staging"}, True),
+        ({"MOLECULE_ENV": "Production"}, False),
+        ({"MOLECULE_ENV": "production", "MOLECULE_ENABLE_TEST_TOKENS": "1"}, True),
+        ({"MOLECULE_ENV": "production", "MOLECULE_ENABLE_TEST_TOKENS": "true"}, False),
+    ],
+)
+def test_tokens_for_tests(env: dict[str, str], handed_out: bool) -> None:
+    """Everywhere but in production, and there by 1 (contract 1.8)."""
+    assert read(env).test_tokens is handed_out

@@ -10,11 +10,12 @@ import pytest
 
 from molecule_runtime.reference_platform.services import tokens
 
-from .support import Member, Platform, bearer
+from .support import Member, Platform, bearer, sql
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 WORKSPACE = "11111111-1111-4111-8111-111111111111"
 PEER = "22222222-2222-4222-8222-222222222222"
+TOKEN = "77777777-7777-4777-8777-777777777777"
 
 
 def exchanges() -> list[Any]:
@@ -22,7 +23,7 @@ def exchanges() -> list[Any]:
     found = []
     for path in sorted(GOLDEN.glob("*.json")):
         document = json.loads(path.read_text())
-        if document.get("client_only"):
+        if document.get("client_only") or document.get("push_agent"):
             continue
         found += [
             pytest.param(path.stem, document, exchange, id=f"{path.stem}: {exchange['name']}")
@@ -33,14 +34,15 @@ def exchanges() -> list[Any]:
 
 @pytest.mark.parametrize(("file", "document", "exchange"), exchanges())
 async def test_golden_exchange_is_answered_as_recorded(
-    platform: Platform, file: str, document: dict[str, Any], exchange: dict[str, Any]
+    platform: Platform, database: Path, file: str, document: dict[str, Any], exchange: dict[str, Any]
 ) -> None:
     """Every recorded exchange has the same status, keys, JSON types and error text here (contract, each section)."""
     ours, peer = await a_team(platform)
-    await prepare(platform, file, exchange, ours, peer)
+    await prepare(platform, database, file, exchange, ours, peer)
 
     def placed(value: Any) -> Any:
-        return json.loads(json.dumps(value).replace(WORKSPACE, ours.id).replace(PEER, peer.id))
+        text = json.dumps(value).replace(WORKSPACE, ours.id).replace(PEER, peer.id)
+        return json.loads(text.replace(TOKEN, token_of(database, ours)))
 
     method, path = document["endpoint"].split(" ")
     token = exchange.get("bearer", ours.token)
@@ -69,7 +71,9 @@ async def a_team(platform: Platform) -> tuple[Member, Member]:
     return ours, peer
 
 
-async def prepare(platform: Platform, file: str, exchange: dict[str, Any], ours: Member, peer: Member) -> None:
+async def prepare(
+    platform: Platform, database: Path, file: str, exchange: dict[str, Any], ours: Member, peer: Member
+) -> None:
     """Bring about what an exchange takes for granted."""
     if file in ("activity", "chat_history"):
         canvas = json.loads((GOLDEN / "a2a_canvas.json").read_text())["exchanges"][0]["request"]
@@ -80,10 +84,26 @@ async def prepare(platform: Platform, file: str, exchange: dict[str, Any], ours:
         )
     if file == "get_removed_workspace":
         await platform.http.delete(f"/workspaces/{ours.id}")
-    if exchange["name"] == "one workspace":
+    if file == "discover" and exchange["name"].startswith("pushed peer"):
+        await platform.register(peer, delivery_mode="push", url="https://agent.example/a2a")
+        if exchange["name"].endswith("away"):
+            sql(database, f"UPDATE workspaces SET status = 'awaiting_agent' WHERE id = '{peer.id}'")
+        if exchange["name"].endswith("inside"):
+            sql(database, f"UPDATE workspaces SET url = 'http://10.0.0.7/a2a' WHERE id = '{peer.id}'")
+    if exchange["name"] == "at the limit":
+        for _ in range(tokens.MAX_LIVE - 1):
+            await platform.parts.store.write(tokens.mint, ours.id, platform.parts.clock.now())
+    if exchange["name"] in ("one workspace", "peer that was removed"):
         await platform.http.delete(f"/workspaces/{peer.id}")
     if exchange["name"] == "first register of a workspace without a token":
         await platform.parts.store.write(tokens.revoke_all, [ours.id], platform.parts.clock.now())
+
+
+def token_of(database: Path, member: Member) -> str:
+    """The id of the workspace's first token."""
+    query = f"SELECT id FROM workspace_tokens WHERE workspace_id = '{member.id}' ORDER BY created_at LIMIT 1"
+    ((token_id,),) = sql(database, query)
+    return str(token_id)
 
 
 def differences(golden: Any, actual: Any, where: str = "$") -> list[str]:

@@ -63,6 +63,8 @@ async def test_a_canvas_hears_everything_in_the_golden_form(url: str, http: http
         )
         body = {"id": ours.id, "delivery_mode": "poll", "agent_card": CARD}
         await http.post("/registry/register", json=body, headers=ours.headers)
+        body = {"workspace_id": ours.id, "agent_card": {"name": "desk", "skills": []}}
+        await http.post("/registry/update-card", json=body, headers=ours.headers)
         message = json.loads((GOLDEN / "a2a_canvas.json").read_text())["exchanges"][0]["request"]
         await http.post(f"/workspaces/{ours.id}/a2a", json=message)
         await http.post(f"/workspaces/{ours.id}/notify", json={"message": "got it"}, headers=ours.headers)
@@ -71,6 +73,7 @@ async def test_a_canvas_hears_everything_in_the_golden_form(url: str, http: http
         "WORKSPACE_ONLINE",
         "WORKSPACE_HEARTBEAT",
         "WORKSPACE_ONLINE",
+        "AGENT_CARD_UPDATED",
         "ACTIVITY_LOGGED",
         "AGENT_MESSAGE",
     ]

@@ -34,7 +34,17 @@ def eventually(look: Callable[[], T], *, within_s: float, until: Callable[[T], b
 
 def clean_env(**extra: str) -> dict[str, str]:
     """This process's environment without any setting of ours or a proxy, and with `extra`."""
-    ours = ("MOLECULE_", "PLATFORM_URL", "WORKSPACE_ID", "CONFIGS_DIR", "ADMIN_TOKEN", "REMOTE_", "EXTERNAL_", "CORS_")
+    ours = (
+        "MOLECULE_",
+        "PLATFORM_URL",
+        "WORKSPACE_ID",
+        "CONFIGS_DIR",
+        "ADMIN_TOKEN",
+        "REMOTE_",
+        "EXTERNAL_",
+        "CORS_",
+        "RATE_LIMIT",
+    )
     proxies = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
     kept = {k: v for k, v in os.environ.items() if not k.startswith(ours) and k.upper() not in proxies}
     return kept | extra

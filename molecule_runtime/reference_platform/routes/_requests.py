@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import math
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import structlog
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
+from molecule_runtime.reference_platform import strict_json
 from molecule_runtime.reference_platform.identifiers import canonical_uuid
 from molecule_runtime.reference_platform.refusals import Refusal
 from molecule_runtime.reference_platform.store.engine import StoreError
@@ -21,9 +20,7 @@ from molecule_runtime.reference_platform.store.engine import StoreError
 MAX_BODY_BYTES = 1_048_576
 """Bytes of a JSON body that are read; the rest is cut off, which makes the JSON invalid (contract 4.1)."""
 INVALID_BODY = "invalid request body"
-MAX_INT = 2**63 - 1
 _RFC3339 = re.compile(r"(\d{4}-\d\d-\d\d)[Tt](\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
-_SURROGATES = re.compile("[\ud800-\udfff]")
 
 log = structlog.get_logger(__name__)
 
@@ -53,15 +50,13 @@ async def read_json(request: Request, *, error: str = INVALID_BODY) -> Any:
         # What lies beyond the limit is read and dropped: an unread rest would spoil the connection for later calls.
         body += chunk[: MAX_BODY_BYTES - len(body)]
     try:
-        parsed = json.loads(body, parse_constant=_refuse_constant, parse_float=_finite, parse_int=_bounded)
-    except (ValueError, RecursionError):
+        return strict_json.parse(body)
+    except ValueError:
         raise Refusal(400, error) from None
-    # A lone surrogate can be written in JSON but not stored or sent as UTF-8.
-    return _without_surrogates(parsed) if b"\\ud" in body.lower() else parsed
 
 
-async def read_object(request: Request, *, error: str = INVALID_BODY) -> dict[str, Any]:
-    """The parsed body, an object, without its null values: null and absent mean the same everywhere.
+async def read_object(request: Request, *, error: str = INVALID_BODY, nullable: Collection[str] = ()) -> dict[str, Any]:
+    """The parsed body, an object, without its null values: null and absent mean the same, save in `nullable` fields.
 
     Raises:
         Refusal: 400, not a JSON object.
@@ -69,7 +64,7 @@ async def read_object(request: Request, *, error: str = INVALID_BODY) -> dict[st
     parsed = await read_json(request, error=error)
     if not isinstance(parsed, dict):
         raise Refusal(400, error)
-    return {key: value for key, value in parsed.items() if value is not None}
+    return {key: value for key, value in parsed.items() if value is not None or key in nullable}
 
 
 def read_model(model: type[M], body: dict[str, Any], *, error: str = INVALID_BODY) -> M:
@@ -137,31 +132,3 @@ def _parse_rfc3339(text: str) -> datetime | None:
         return datetime.fromisoformat(f"{date}T{time}.{digits}{'+00:00' if zone in 'Zz' else zone}").astimezone(UTC)
     except (ValueError, OverflowError):
         return None
-
-
-def _refuse_constant(_name: str) -> NoReturn:
-    raise ValueError("NaN and Infinity are not JSON")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError("number out of range")
-    return value
-
-
-def _bounded(text: str) -> int:
-    value = int(text)
-    if abs(value) > MAX_INT:
-        raise ValueError("number out of range")
-    return value
-
-
-def _without_surrogates(value: Any) -> Any:
-    if isinstance(value, str):
-        return _SURROGATES.sub("\ufffd", value)
-    if isinstance(value, list):
-        return [_without_surrogates(item) for item in value]
-    if isinstance(value, dict):
-        return {_without_surrogates(key): _without_surrogates(item) for key, item in value.items()}
-    return value

@@ -1,4 +1,4 @@
-"""`/health` and `/metrics`: open to everybody (contract 1.8, 9.1)."""
+"""`/health`, `/metrics` and `/canvas/viewport`: open to everybody (contract 1.8, 9.1)."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ def routes() -> list[Route]:
         Route("/health", _health),
         Route("/healthz", _health),
         Route("/metrics", _metrics),
+        Route("/canvas/viewport", _viewport),
     ]
 
 
@@ -24,3 +25,8 @@ async def _health(_request: Request) -> Response:
 
 async def _metrics(request: Request) -> Response:
     return Response(parts_of(request).metrics.render(), headers={"Content-Type": CONTENT_TYPE})
+
+
+async def _viewport(_request: Request) -> Response:
+    """Where a canvas begins to look; it keeps its own place afterwards."""
+    return JSONResponse({"x": 0, "y": 0, "zoom": 1})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, assert_never
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -13,12 +13,18 @@ from molecule_runtime.reference_platform.refusals import Refusal
 from molecule_runtime.reference_platform.routes._requests import (
     limit_param,
     path_id,
+    positive_int,
     read_json,
     read_object,
     rfc3339_param,
     store_failure,
 )
+from molecule_runtime.reference_platform.services.forwarding import Forwarded
+from molecule_runtime.reference_platform.services.messages import QueuedForPoll
 from molecule_runtime.wire.chat import Attachment
+
+DEFAULT_TIMEOUT_S = 300
+"""Seconds a pushed agent has to answer when the sender does not say; longer than a canvas waits (120 s)."""
 
 
 def routes() -> list[Route]:
@@ -39,8 +45,23 @@ async def _a2a(request: Request) -> Response:
     except Refusal as unreadable:
         posted = unreadable
     with store_failure(500, "lookup failed"):
-        queued = await parts.inbound.receive(target_id, source_id, posted)
-    return JSONResponse({"status": "queued", "delivery_mode": "poll", "method": queued.method})
+        done = await parts.inbound.receive(target_id, source_id, posted, timeout_s=_timeout_s(request))
+    match done:
+        case QueuedForPoll(method=method):
+            return JSONResponse({"status": "queued", "delivery_mode": "poll", "method": method})
+        case Forwarded(status=status, body=body, retry_after_s=retry_after_s):
+            headers = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
+            return JSONResponse(body, status_code=status, headers=headers)
+        case _:
+            assert_never(done)
+
+
+def _timeout_s(request: Request) -> float | None:
+    """X-Timeout: whole seconds that a pushed agent has to answer; 0 is no deadline, anything else the default."""
+    text = request.headers.get("x-timeout", "").strip()
+    if text == "0":
+        return None
+    return float(positive_int(text) or DEFAULT_TIMEOUT_S)
 
 
 async def _notify(request: Request) -> Response:

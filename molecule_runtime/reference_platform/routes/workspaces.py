@@ -1,4 +1,4 @@
-"""`/workspaces`: create, list, read, state, remove (contract 3.1, 3.3-3.5, 3.7)."""
+"""`/workspaces`: create, list, read, state, change, remove (contract 3.1, 3.3-3.7)."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ from molecule_runtime.wire.workspaces import (
     Connection,
     CreateWorkspaceReply,
     CreateWorkspaceRequest,
+    UpdateWorkspaceReply,
+    UpdateWorkspaceRequest,
     Workspace,
     WorkspaceGone,
     WorkspaceListRow,
@@ -37,6 +39,7 @@ def routes() -> list[Route]:
         Route("/workspaces", _create, methods=["POST"]),
         Route("/workspaces", _list),
         Route("/workspaces/{id}", _read),
+        Route("/workspaces/{id}", _update, methods=["PATCH"]),
         Route("/workspaces/{id}", _remove, methods=["DELETE"]),
         Route("/workspaces/{id}/state", _state),
     ]
@@ -102,6 +105,17 @@ async def _state(request: Request) -> Response:
     paused = row["status"] == WorkspaceStatus.PAUSED
     state = WorkspaceState(workspace_id=workspace_id, status=row["status"], paused=paused)
     return JSONResponse(state.model_dump(mode="json"))
+
+
+async def _update(request: Request) -> Response:
+    workspace_id = path_id(request)
+    parts = parts_of(request)
+    await parts.auth.require_workspace(request, workspace_id)
+    # Null is a value of these two: no parent, no directory.
+    body = await read_object(request, nullable=("parent_id", "workspace_dir"))
+    with store_failure(500, "failed to update workspace"):
+        await parts.workspace_edits.update(workspace_id, read_model(UpdateWorkspaceRequest, body))
+    return JSONResponse(UpdateWorkspaceReply(status="updated").model_dump(mode="json", exclude_none=True))
 
 
 async def _remove(request: Request) -> Response:

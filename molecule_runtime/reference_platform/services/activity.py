@@ -1,4 +1,5 @@
-"""The activity log: the one function that appends a row, and the query that inboxes poll (contract 0.7, 4.3).
+"""The activity log: the one function that appends a row, the query that inboxes poll, and what agents report of
+themselves (contract 0.7, 4.3, 4.4).
 
 Each row takes the next number of its workspace by updating the workspace's own line inside the transaction that inserts
 the row. The line stays locked until the commit, so numbers become visible in their order and a reader that follows
@@ -11,15 +12,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import structlog
 from sqlalchemy import ColumnElement, Connection, case, delete, insert, select, update
 
 from molecule_runtime.clock import Clock
 from molecule_runtime.reference_platform.bus import EventBus
 from molecule_runtime.reference_platform.identifiers import canonical_uuid, new_id
 from molecule_runtime.reference_platform.refusals import Refusal, workspace_not_found
-from molecule_runtime.reference_platform.store.engine import Store
+from molecule_runtime.reference_platform.store.engine import Store, StoreError
 from molecule_runtime.reference_platform.store.tables import activity_logs, workspaces
-from molecule_runtime.wire.activity import ActivityRow, ActivityType
+from molecule_runtime.text import cut_code_points
+from molecule_runtime.wire.activity import ActivityReport, ActivityRow, ActivityType
 from molecule_runtime.wire.events import EventName
 from molecule_runtime.wire.registry import WorkspaceStatus
 
@@ -28,7 +31,12 @@ MAX_SINCE_S = 2_592_000
 CURSOR_GONE = (
     "since_id cursor not found (row may have been pruned or belongs to a different workspace); omit since_id to reset"
 )
+SUMMARY_CODE_POINTS = 256
+ERROR_DETAIL_CODE_POINTS = 4096
+"""Longest summary and error of a reported row (contract 4.4)."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -82,6 +90,21 @@ class ActivityLog:
         """
         return await self._store.read(_select_rows, workspace_id, query, self._clock.now())
 
+    async def report(self, workspace_id: str, report: ActivityReport) -> None:
+        """Append and announce what a workspace says of itself; the fields are checked, its long texts are cut.
+
+        A row that cannot be written is logged and the call still succeeds: an agent must not fail over its own diary.
+
+        Raises:
+            Refusal: 404, unknown or removed workspace.
+        """
+        try:
+            row = await self._store.write(append, _reported(workspace_id, report), self._clock.now())
+        except StoreError:
+            log.exception("activity.persist_failed", workspace_id=workspace_id)
+            return
+        await self.announce(row)
+
     async def announce(self, row: ActivityRow) -> None:
         """Emit ACTIVITY_LOGGED for a row that is committed (contract 4.4)."""
         await self._bus.emit(EventName.ACTIVITY_LOGGED, row.workspace_id, logged_payload(row))
@@ -128,6 +151,27 @@ def append(connection: Connection, row: NewRow, now: datetime) -> ActivityRow:
     }
     connection.execute(insert(activity_logs).values(values))
     return ActivityRow.model_validate(values)
+
+
+def _reported(workspace_id: str, report: ActivityReport) -> NewRow:
+    return NewRow(
+        workspace_id=workspace_id,
+        activity_type=ActivityType(report.activity_type),
+        method=report.method,
+        summary=_capped(report.summary, SUMMARY_CODE_POINTS),
+        source_id=workspace_id,
+        target_id=report.target_id,
+        request_body=report.metadata if report.request_body is None else report.request_body,
+        response_body=report.response_body,
+        duration_ms=report.duration_ms,
+        status=report.status,
+        error_detail=_capped(report.error_detail, ERROR_DETAIL_CODE_POINTS),
+    )
+
+
+def _capped(text: str | None, limit: int) -> str | None:
+    """At most `limit` code points, the mark of a cut included."""
+    return text if text is None or len(text) <= limit else cut_code_points(text, limit - 1)
 
 
 def logged_payload(row: ActivityRow) -> dict[str, Any]:

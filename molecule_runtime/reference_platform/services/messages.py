@@ -1,7 +1,7 @@
 """Messages in both directions: what the agent tells the user, and what anybody sends to an agent (contract 4.1, 4.2).
 
 `AgentMessageWriter` is the only place that emits AGENT_MESSAGE; a test looks for others. `Inbound` is the only one that
-turns a post to /a2a into a row.
+turns a post to /a2a into a row, or into a call where the target does not poll.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from molecule_runtime.reference_platform.bus import EventBus
 from molecule_runtime.reference_platform.refusals import Refusal, workspace_not_found
 from molecule_runtime.reference_platform.services.activity import ActivityLog, NewRow, append
 from molecule_runtime.reference_platform.services.envelope import Envelope, normalise
+from molecule_runtime.reference_platform.services.forwarding import Forwarded, Forwarder
 from molecule_runtime.reference_platform.services.peers import Peers
 from molecule_runtime.reference_platform.services.workspaces import living_name
 from molecule_runtime.reference_platform.store.engine import Store, StoreError
@@ -90,14 +91,19 @@ class QueuedForPoll:
 class Inbound:
     """Receives messages for workspaces."""
 
-    def __init__(self, store: Store, peers: Peers, activity: ActivityLog, clock: Clock) -> None:
+    def __init__(self, store: Store, peers: Peers, activity: ActivityLog, forwarder: Forwarder, clock: Clock) -> None:
         self._store = store
         self._peers = peers
         self._activity = activity
+        self._forwarder = forwarder
         self._clock = clock
 
-    async def receive(self, target_id: str, source_id: str | None, posted: object) -> QueuedForPoll:
+    async def receive(
+        self, target_id: str, source_id: str | None, posted: object, *, timeout_s: float | None = None
+    ) -> QueuedForPoll | Forwarded:
         """Take a message for `target_id` from a workspace, or from the user when `source_id` is None.
+
+        A pushed agent has `timeout_s` seconds to answer, or as long as it takes.
 
         `posted` is the parsed body, or the `Refusal` of a body that could not be parsed: who may not talk to the
         target is told so before anything is said about the body.
@@ -124,8 +130,7 @@ class Inbound:
             return QueuedForPoll(method=envelope.method)
         if not target["url"]:
             raise Refusal(503, "workspace has no URL", extra={"status": target["status"]})
-        # Forwarding to push-mode workspaces is not built: their agent counts as unreachable.
-        raise Refusal(502, "failed to reach workspace agent")
+        return await self._forwarder.forward(target, source_id, envelope, timeout_s)
 
 
 def _select_target(connection: Connection, workspace_id: str) -> RowMapping | None:

@@ -30,7 +30,7 @@ class Peers:
         An unknown workspace or a failing store means no.
         """
         try:
-            return await self._store.read(_related, one, other)
+            return await self._store.read(related, one, other)
         except StoreError:
             log.exception("peers.lookup_failed", workspace_id=one, peer_id=other)
             return False
@@ -51,7 +51,8 @@ def _role(row: RowMapping) -> str:
     return (row["role"] or "").casefold()
 
 
-def _related(connection: Connection, one: str, other: str) -> bool:
+def related(connection: Connection, one: str, other: str) -> bool:
+    """The rule of contract 2.9 inside the caller's transaction; an unknown workspace is related to nobody."""
     first, second = _lineage(connection, one), _lineage(connection, other)
     if not first or not second:
         return False

@@ -1,7 +1,7 @@
-"""Presence: registering, heartbeats, and the rules that turn both into a status (contract 2.1, 2.3, 2.4).
+"""Presence: registering, heartbeats, and the rules that turn both into a status (contract 2.1, 2.3-2.5).
 
-The only writer of `status` for living workspaces. Events follow the commit, in the order of the contract: the change of
-status, then the task, then the beat.
+The only writer of `status` and `agent_card` of living workspaces. Events follow the commit, in the order of the
+contract: the change of status, then the task, then the beat.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from sqlalchemy import Connection, RowMapping, func, insert, select, update
 
 from molecule_runtime.clock import Clock
 from molecule_runtime.reference_platform.bus import EventBus
-from molecule_runtime.reference_platform.refusals import Refusal
+from molecule_runtime.reference_platform.refusals import Refusal, workspace_not_found
 from molecule_runtime.reference_platform.services import tokens
 from molecule_runtime.reference_platform.services.push_urls import check_push_url
 from molecule_runtime.reference_platform.store.engine import Store
@@ -105,6 +105,16 @@ class Presence:
             {"active_tasks": beat.active_tasks, "uptime_seconds": beat.uptime_seconds},
         )
         return noted.inbound_secret
+
+    async def update_card(self, workspace_id: str, card: dict[str, Any]) -> None:
+        """Replace the agent card and announce it.
+
+        Raises:
+            Refusal: 404, no such workspace; 401, it was removed.
+            StoreError: the database failed.
+        """
+        await self._store.write(_store_card, workspace_id, card, self._clock.now())
+        await self._bus.emit(EventName.AGENT_CARD_UPDATED, workspace_id, {"agent_card": card})
 
     async def sweep_stale(self) -> list[str]:
         """Set silent external workspaces to awaiting_agent; their ids.
@@ -217,6 +227,14 @@ def _beat(connection: Connection, workspace_id: str, beat: HeartbeatRequest, now
         values["status"] = transition.status
     connection.execute(update(workspaces).where(workspaces.c.id == workspace_id).values(values))
     return _Beat(inbound_secret=secret, transition=transition, task_changed=row["current_task"] != beat.current_task)
+
+
+def _store_card(connection: Connection, workspace_id: str, card: dict[str, Any], now: datetime) -> None:
+    if _locked(connection, workspace_id) is None:
+        raise workspace_not_found()
+    connection.execute(
+        update(workspaces).where(workspaces.c.id == workspace_id).values(agent_card=card, updated_at=now)
+    )
 
 
 def _locked(connection: Connection, workspace_id: str) -> RowMapping | None:

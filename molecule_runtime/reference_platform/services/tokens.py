@@ -1,4 +1,4 @@
-"""Workspace tokens: minting, revoking, and telling whose a bearer is (contract 1.2).
+"""Workspace tokens: minting, listing, revoking, and telling whose a bearer is (contract 1.2, 3.8).
 
 A token is 32 random bytes; the store holds only its SHA-256 digest and its first 8 characters. A token opens its own
 workspace and nothing else, and nothing at all once it is revoked or the workspace removed.
@@ -12,15 +12,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Connection, exists, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, exists, func, insert, select, update
 
 from molecule_runtime.clock import Clock
 from molecule_runtime.reference_platform.identifiers import new_id
+from molecule_runtime.reference_platform.refusals import Refusal, workspace_not_found
 from molecule_runtime.reference_platform.store.engine import Store
 from molecule_runtime.reference_platform.store.tables import workspace_tokens, workspaces
 from molecule_runtime.wire.registry import WorkspaceStatus
+from molecule_runtime.wire.workspaces import TokenRow
 
 TOKEN_BYTES = 32
+MAX_LIVE = 50
+"""Live tokens of one workspace (contract 1.2)."""
 PREFIX_CHARS = 8
 """Characters of a token that are kept in clear, so that a person can tell tokens apart (contract 1.2)."""
 
@@ -70,6 +74,33 @@ class Tokens:
         """Whether any workspace has a live token; without one the platform counts as freshly installed."""
         return await self._store.read(_any_live)
 
+    async def issue(self, workspace_id: str) -> str:
+        """A new token for a workspace; the return value is its only clear copy.
+
+        Raises:
+            Refusal: 404, unknown or removed workspace; 429, it has as many live tokens as it may.
+            StoreError: the database failed.
+        """
+        return await self._store.write(mint_within_limit, workspace_id, self._clock.now(), make_room=False)
+
+    async def page(self, workspace_id: str, *, limit: int, offset: int) -> list[TokenRow]:
+        """The live tokens, newest first, with times of use up to now.
+
+        Raises:
+            StoreError: the database failed.
+        """
+        rows = await self._store.read(_select_live, workspace_id, limit, offset)
+        # Times of use that no sweep has written yet are known here only.
+        return [row.model_copy(update={"last_used_at": self._used.get(row.id, row.last_used_at)}) for row in rows]
+
+    async def revoke(self, workspace_id: str, token_id: str) -> bool:
+        """Revoke one token; False when this workspace has no such live token.
+
+        Raises:
+            StoreError: the database failed.
+        """
+        return await self._store.write(_revoke, workspace_id, token_id, self._clock.now())
+
     async def flush_last_used(self) -> None:
         """Write the times of use noted since the last flush.
 
@@ -102,6 +133,30 @@ def mint(connection: Connection, workspace_id: str, now: datetime) -> str:
     return token
 
 
+def mint_within_limit(connection: Connection, workspace_id: str, now: datetime, *, make_room: bool) -> str:
+    """As `mint`, for a living workspace, with at most 50 live tokens. At the limit `make_room` revokes the one that has
+    been idle longest.
+
+    Raises:
+        Refusal: 404, unknown or removed workspace; 429 at the limit, unless `make_room`.
+    """
+    # The lock makes counting and minting one step, also where several writers share the database.
+    status = connection.execute(
+        select(workspaces.c.status).where(workspaces.c.id == workspace_id).with_for_update()
+    ).scalar_one_or_none()
+    if status in (None, WorkspaceStatus.REMOVED):
+        raise workspace_not_found()
+    live = _live_of(workspace_id)
+    count = connection.execute(select(func.count()).select_from(workspace_tokens).where(live)).scalar_one()
+    if count >= MAX_LIVE:
+        if not make_room:
+            raise Refusal(429, f"maximum {MAX_LIVE} active tokens per workspace")
+        idle = func.coalesce(workspace_tokens.c.last_used_at, workspace_tokens.c.created_at)
+        oldest = connection.execute(select(workspace_tokens.c.id).where(live).order_by(idle).limit(1)).scalar_one()
+        _revoke(connection, workspace_id, oldest, now)
+    return mint(connection, workspace_id, now)
+
+
 def revoke_all(connection: Connection, workspace_ids: Sequence[str], now: datetime) -> None:
     """Revoke every live token of these workspaces."""
     connection.execute(
@@ -113,15 +168,35 @@ def revoke_all(connection: Connection, workspace_ids: Sequence[str], now: dateti
 
 def has_live(connection: Connection, workspace_id: str) -> bool:
     """Whether the workspace has a token that is not revoked."""
-    query = select(func.count()).where(
-        workspace_tokens.c.workspace_id == workspace_id, workspace_tokens.c.revoked_at.is_(None)
-    )
-    return connection.execute(query).scalar_one() > 0
+    return bool(connection.execute(select(exists().where(_live_of(workspace_id)))).scalar_one())
 
 
 def random_secret() -> str:
     """43 characters of base64url: 32 random bytes without padding."""
     return secrets.token_urlsafe(TOKEN_BYTES)
+
+
+def _live_of(workspace_id: str) -> ColumnElement[bool]:
+    return (workspace_tokens.c.workspace_id == workspace_id) & workspace_tokens.c.revoked_at.is_(None)
+
+
+def _select_live(connection: Connection, workspace_id: str, limit: int, offset: int) -> list[TokenRow]:
+    columns = workspace_tokens.c
+    query = (
+        select(columns.id, columns.prefix, columns.created_at, columns.last_used_at)
+        .where(_live_of(workspace_id))
+        .order_by(columns.created_at.desc(), columns.id)
+        .limit(limit)
+        .offset(offset)
+    )
+    return [TokenRow.model_validate(dict(row)) for row in connection.execute(query).mappings()]
+
+
+def _revoke(connection: Connection, workspace_id: str, token_id: str, now: datetime) -> bool:
+    done = connection.execute(
+        update(workspace_tokens).where(_live_of(workspace_id), workspace_tokens.c.id == token_id).values(revoked_at=now)
+    )
+    return done.rowcount == 1
 
 
 def _digest(token: str) -> bytes:

@@ -1,4 +1,7 @@
-"""Workspaces: creating, reading and removing them (contract 3.1, 3.3-3.5, 3.7)."""
+"""Workspaces: creating, reading and removing them (contract 3.1, 3.3-3.5, 3.7).
+
+Changing one is in `workspace_edits.py`, which shares the checks of fields.
+"""
 
 from __future__ import annotations
 
@@ -29,6 +32,7 @@ ROLE_CHARS = 1000
 RUNTIME_CHARS = 100
 YAML_SPECIAL = frozenset("{}[]|>*&!")
 """Characters that would mean something in the YAML files that other platforms write from these fields."""
+NO_CONTAINERS = 'this platform runs no containers: create workspaces with "runtime": "external"'
 
 log = structlog.get_logger(__name__)
 
@@ -129,12 +133,12 @@ def _checked(request: CreateWorkspaceRequest) -> dict[str, Any]:
     if not request.name.strip():
         raise Refusal(400, "invalid workspace payload")
     for text, longest in ((request.name, NAME_CHARS), (request.role, ROLE_CHARS), (request.runtime, RUNTIME_CHARS)):
-        if text and not _acceptable(text, longest):
+        if text and not acceptable(text, longest):
             raise Refusal(400, "invalid workspace fields")
     if request.delivery_mode and request.delivery_mode not in set(DeliveryMode):
         raise Refusal(400, "delivery_mode must be 'push' or 'poll'")
     if not request.external and request.runtime != EXTERNAL:
-        raise Refusal(400, 'this platform runs no containers: create workspaces with "runtime": "external"')
+        raise Refusal(400, NO_CONTAINERS)
     parent_id = canonical_uuid(request.parent_id)
     if request.parent_id and parent_id is None:
         raise Refusal(400, "invalid workspace fields")
@@ -157,13 +161,14 @@ def _checked(request: CreateWorkspaceRequest) -> dict[str, Any]:
     }
 
 
-def _acceptable(text: str, longest: int) -> bool:
+def acceptable(text: str, longest: int) -> bool:
+    """Whether a text may be a name, a role or a runtime: short enough, no control and no YAML characters."""
     return len(text) <= longest and not any(char in YAML_SPECIAL or ord(char) < 32 or char == "\x7f" for char in text)
 
 
 def _create(connection: Connection, values: dict[str, Any], now: datetime) -> Created:
     if values["parent_id"] is not None:
-        _require_parent(connection, values["parent_id"])
+        require_parent(connection, values["parent_id"])
     workspace_id = new_id()
     connection.execute(
         insert(workspaces).values(
@@ -178,7 +183,12 @@ def _create(connection: Connection, values: dict[str, Any], now: datetime) -> Cr
     return Created(id=workspace_id, status=values["status"], auth_token=token)
 
 
-def _require_parent(connection: Connection, parent_id: str) -> None:
+def require_parent(connection: Connection, parent_id: str) -> None:
+    """Refuse a parent that does not exist or was removed.
+
+    Raises:
+        Refusal: 400.
+    """
     try:
         living_name(connection, parent_id)
     except Refusal:
