@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
     from molecule_runtime.reference_platform.attach import Attached
     from molecule_runtime.reference_platform.config import PlatformConfig
 
-DATABASE_URLS = ("sqlite+aiosqlite://", "postgresql+asyncpg://")
+POSTGRESQL = "postgresql+asyncpg://"
+DATABASE_URLS = ("sqlite://", POSTGRESQL)
 DEFAULT_DATABASE = Path("~/.molecule-workspace/platform/platform.sqlite3")
 
 
@@ -49,9 +51,14 @@ def _run(config: PlatformConfig, workspace: str | None, *, as_json: bool) -> int
         from molecule_runtime.reference_platform.app import serve
         from molecule_runtime.reference_platform.attach import attach
         from molecule_runtime.reference_platform.refusals import Refusal
-        from molecule_runtime.reference_platform.store.engine import StoreError
+        from molecule_runtime.reference_platform.store.engine import StoreError, shown
     except ModuleNotFoundError as missing:
         return _output.missing_extra("platform", missing.name)
+    try:
+        if config.database.startswith(POSTGRESQL):
+            importlib.import_module("asyncpg")
+    except ModuleNotFoundError as missing:
+        return _output.missing_extra("postgres", missing.name)
     logs.configure(stderr_level="WARNING", file=None)
 
     async def main() -> None:
@@ -64,9 +71,9 @@ def _run(config: PlatformConfig, workspace: str | None, *, as_json: bool) -> int
         _output.complain(f"--workspace: {refusal.body()['error']}. Use at most 255 characters and none of {{}}[]|>*&!")
         return 2
     except StoreError as error:
-        cause = error.__cause__
-        reason = str(cause).splitlines()[0] if cause else str(error)
-        _output.complain(f"The database {config.database} cannot be used: {reason}. Check the path or URL of --db.")
+        _output.complain(
+            f"The database {shown(config.database_url)} cannot be used: {error.reason}. Check the path or URL of --db."
+        )
         return 5
     except KeyboardInterrupt:
         return 130

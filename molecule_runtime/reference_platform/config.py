@@ -96,7 +96,7 @@ class PlatformConfig:
         """An SQLAlchemy URL; a bare path means a SQLite file."""
         if "://" in self.database:
             return self.database
-        return f"sqlite+aiosqlite:///{self.database}"
+        return f"sqlite:///{self.database}"
 
 
 def is_loopback(host: str) -> bool:

@@ -73,8 +73,10 @@ def test_a_wrong_command_line_shows_usage_and_exits_2(arguments: tuple[str, ...]
     ("arguments", "code", "said"),
     [
         (("--host", "0.0.0.0"), 2, "ADMIN_TOKEN"),
-        (("--db", "mysql://somewhere/db"), 2, "sqlite+aiosqlite://"),
+        (("--db", "mysql://somewhere/db"), 2, "sqlite://"),
         (("--db", "/proc/nowhere/platform.sqlite3"), 5, "--db"),
+        (("--db", "postgresql+asyncpg://me:hunter2@127.0.0.1:9/d?password=hunter2"), 5, "me:***@127.0.0.1:9/d cannot"),
+        (("--db", "postgresql+asyncpg://me:hunter2@127.0.0.1:hunter2/d"), 5, "not a database URL"),
         (("--workspace", "a{b"), 2, "--workspace"),
     ],
 )
@@ -86,6 +88,22 @@ def test_a_platform_that_cannot_start_says_why_in_a_sentence(
     done = run("platform", "--port", "0", *database, *arguments)
     assert (done.returncode, done.stdout) == (code, "")
     assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "hunter2" not in done.stderr
+
+
+def test_a_missing_driver_for_postgresql_is_named_with_its_pip_command() -> None:
+    """ours: the extra [postgres] is needed only by those who ask for it."""
+    program = "import sys; sys.modules['asyncpg'] = None; from molecule_mcp.__main__ import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, "platform", "--port", "0", "--db", "postgresql+asyncpg://127.0.0.1:9/d"],
+        env=clean_env(),
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.returncode == 2, done.stderr
+    assert 'pip install "molecule-ai-workspace-runtime[postgres]"' in done.stderr
     assert "Traceback" not in done.stderr
 
 

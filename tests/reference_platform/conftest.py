@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +14,11 @@ from structlog.testing import capture_logs
 
 from molecule_runtime.clock import ManualClock
 from molecule_runtime.reference_platform.config import PlatformConfig
+from molecule_runtime.reference_platform.store.engine import Store
+from molecule_runtime.reference_platform.store.tables import metadata
+from tests.support import postgres
 
-from .support import ADMIN, Platform, running
+from .support import ADMIN, Database, Platform, PostgresDatabase, SqliteFile, running
 
 
 @pytest.fixture
@@ -32,15 +38,73 @@ def clock() -> ManualClock:
     return ManualClock()
 
 
-@pytest.fixture
-def database(tmp_path: Path) -> Path:
-    return tmp_path / "platform.sqlite3"
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[postgres.Cluster]:
+    """A PostgreSQL server for this worker."""
+    programs = postgres.binaries()
+    if programs is None:
+        missing = "PostgreSQL is not installed (initdb neither on PATH nor in /usr/lib/postgresql/*/bin)"
+        if os.environ.get("CI", "").lower() in ("true", "1"):
+            pytest.fail(missing)
+        pytest.skip(missing)
+    with postgres.Cluster(programs) as cluster:
+        yield cluster
+
+
+class SharedDatabase:
+    """One migrated PostgreSQL database that tests use in turn: emptying it is quicker than making another."""
+
+    def __init__(self, cluster: postgres.Cluster) -> None:
+        self._cluster = cluster
+        self._name: str | None = None
+
+    @contextmanager
+    def lend(self) -> Iterator[PostgresDatabase]:
+        """The database, empty. A test that alters its tables leaves it to be thrown away."""
+        if self._name is None:
+            self._name = self._cluster.create()
+            asyncio.run(_migrate(self._cluster.url(self._name)))
+        database = PostgresDatabase(self._cluster, self._name)
+        yield database
+        if database.altered:
+            self._cluster.drop(self._name)
+            self._name = None
+        else:
+            self._cluster.empty(self._name, [table.name for table in reversed(metadata.sorted_tables)])
+
+
+async def _migrate(url: str) -> None:
+    store = Store(url)
+    await store.migrate()
+    await store.close()
+
+
+@pytest.fixture(scope="session")
+def shared(cluster: postgres.Cluster) -> SharedDatabase:
+    return SharedDatabase(cluster)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    """A fresh database of each kind; nothing has opened it yet."""
+    if request.param == "sqlite":
+        yield SqliteFile(tmp_path / "platform.sqlite3")
+        return
+    cluster: postgres.Cluster = request.getfixturevalue("cluster")
+    if request.node.get_closest_marker("unmigrated"):
+        name = cluster.create()
+        yield PostgresDatabase(cluster, name)
+        cluster.drop(name)
+        return
+    shared: SharedDatabase = request.getfixturevalue("shared")
+    with shared.lend() as database:
+        yield database
 
 
 @pytest.fixture
-def config(database: Path) -> PlatformConfig:
+def config(database: Database) -> PlatformConfig:
     """Development mode: loopback, no ADMIN_TOKEN."""
-    return PlatformConfig(database=str(database), port=0)
+    return PlatformConfig(database=database.url, port=0)
 
 
 @pytest.fixture
@@ -69,3 +133,7 @@ async def production(fresh: Platform) -> Platform:
     """The same, no longer new: the token of a first workspace is its key to the admin routes (contract 1.4)."""
     operator = await fresh.create("operator")
     return replace(fresh, admin=operator.headers)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "unmigrated: the database of this test has no tables yet")

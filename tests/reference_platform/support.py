@@ -8,10 +8,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import anyio
 import httpx
+import pytest
 from starlette.applications import Starlette
 
 from molecule_runtime.clock import Clock
@@ -20,6 +21,7 @@ from molecule_runtime.reference_platform.bus import Subscription
 from molecule_runtime.reference_platform.config import PlatformConfig
 from molecule_runtime.reference_platform.parts import Parts
 from molecule_runtime.wire.events import EventName
+from tests.support.postgres import Cluster
 
 BASE_URL = "http://127.0.0.1:8080"
 ADMIN = "an-admin-token-of-some-length"
@@ -152,7 +154,87 @@ async def until(condition: Any) -> None:
             await anyio.lowlevel.checkpoint()
 
 
-def sql(database: Path, statement: str) -> list[tuple[Any, ...]]:
-    """Do something to the database behind the platform's back."""
-    with closing(sqlite3.connect(database, timeout=5)) as connection, connection:
-        return connection.execute(statement).fetchall()
+class Database(Protocol):
+    """A database of either kind, as a test sees it behind the platform's back."""
+
+    kind: str
+    url: str
+
+    def sql(self, statement: str) -> list[tuple[Any, ...]]:
+        """Run one statement and commit; its rows."""
+
+    def refuse(self, operation: str, table: str) -> None:
+        """Make every INSERT or UPDATE of a table fail from now on."""
+
+    def everything(self) -> bytes:
+        """All that a thief of the database would have."""
+
+
+@dataclass(frozen=True)
+class SqliteFile:
+    path: Path
+    kind = "sqlite"
+
+    @property
+    def url(self) -> str:
+        return str(self.path)
+
+    def sql(self, statement: str) -> list[tuple[Any, ...]]:
+        with closing(sqlite3.connect(self.path, timeout=5)) as connection, connection:
+            return connection.execute(statement).fetchall()
+
+    def refuse(self, operation: str, table: str) -> None:
+        self.sql(
+            f"CREATE TRIGGER sick_{operation} BEFORE {operation} ON {table} "
+            "BEGIN SELECT RAISE(ABORT, 'the disk is sick'); END"
+        )
+
+    def everything(self) -> bytes:
+        return b"".join(file.read_bytes() for file in self.path.parent.glob(f"{self.path.name}*"))
+
+
+@dataclass
+class PostgresDatabase:
+    """`altered` tells that a test changed the tables themselves, not only their rows."""
+
+    cluster: Cluster
+    name: str
+    altered: bool = False
+    kind = "postgresql"
+
+    @property
+    def url(self) -> str:
+        return self.cluster.url(self.name)
+
+    def sql(self, statement: str) -> list[tuple[Any, ...]]:
+        self.altered = self.altered or statement.startswith(("ALTER", "CREATE", "DROP"))
+        return self.cluster.sql(self.name, statement)
+
+    def refuse(self, operation: str, table: str) -> None:
+        self.sql(
+            "CREATE OR REPLACE FUNCTION sick() RETURNS trigger LANGUAGE plpgsql AS "
+            "$$ BEGIN RAISE EXCEPTION 'the disk is sick'; END $$"
+        )
+        self.sql(f"CREATE TRIGGER sick_{operation} BEFORE {operation} ON {table} FOR EACH ROW EXECUTE FUNCTION sick()")
+
+    def everything(self) -> bytes:
+        tables = self.sql("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+        return repr([self.sql(f"SELECT t::text FROM {table} t") for (table,) in tables]).encode()
+
+
+def fill(database: Database, member: Member, count: int) -> None:
+    """Give a workspace many activity rows at once, a microsecond apart."""
+    instant = "'2026-01-01 00:00:00.' || substr(CAST(1000000 + i AS TEXT), 2)"
+    if database.kind == "postgresql":
+        instant = f"CAST({instant} || '+00' AS timestamptz)"
+    database.sql(
+        f"""WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {count})
+        INSERT INTO activity_logs (id, workspace_id, seq, activity_type, status, created_at, response_body)
+        SELECT '00000000-0000-4000-8000-' || substr(CAST(1000000000000 + i AS TEXT), 2), '{member.id}', i,
+               'a2a_receive', 'ok', {instant}, '{{"result": "x"}}' FROM n"""
+    )
+
+
+def only(kind: str) -> pytest.MarkDecorator:
+    """Run a test on one kind of database; say why beside it."""
+    return pytest.mark.parametrize("database", [kind], indirect=True)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from .support import NOBODY, Member, Platform, bearer, canvas_message, sql
+from .support import NOBODY, Database, Member, Platform, bearer, canvas_message
 
 
 async def send(platform: Platform, target_id: str, body: Any, headers: dict[str, str] | None = None) -> tuple[int, Any]:
@@ -175,21 +174,21 @@ async def test_unknown_target_is_404_for_the_user_and_403_for_a_workspace(platfo
     assert await send(platform, "nope", canvas_message()) == (400, {"error": "invalid workspace ID"})
 
 
-async def test_removed_target_is_404_for_everybody_and_gets_no_row(platform: Platform, database: Path) -> None:
+async def test_removed_target_is_404_for_everybody_and_gets_no_row(platform: Platform, database: Database) -> None:
     """Nothing is written for a workspace that is gone (contract 4.1 PROPOSED)."""
     ours, peer = await platform.join("ours"), await platform.join("peer")
     await platform.http.delete(f"/workspaces/{ours.id}")
     assert await send(platform, ours.id, canvas_message()) == NOT_FOUND
     assert await send(platform, ours.id, canvas_message(), peer.headers) == NOT_FOUND
-    assert sql(database, "SELECT count(*) FROM activity_logs") == [(0,)]
+    assert database.sql("SELECT count(*) FROM activity_logs") == [(0,)]
 
 
-async def test_denials_come_in_the_contracts_order(platform: Platform, database: Path) -> None:
+async def test_denials_come_in_the_contracts_order(platform: Platform, database: Database) -> None:
     """Caller, token, removed, hierarchy, budget, body: each is told only to who passed those before (contract 4.1)."""
     root = await platform.join("root")
     member = await platform.join("member", parent_id=root.id)
     stranger = await platform.join("stranger")
-    sql(database, f"UPDATE workspaces SET budget_limit = 5, monthly_spend = 5 WHERE id = '{member.id}'")
+    database.sql(f"UPDATE workspaces SET budget_limit = 5, monthly_spend = 5 WHERE id = '{member.id}'")
     url = f"/workspaces/{member.id}/a2a"
     over_budget = await platform.http.post(url, content=b"{", headers=root.headers)
     assert (over_budget.status_code, over_budget.json()) == (402, {"error": "workspace budget limit exceeded"})
@@ -202,13 +201,10 @@ async def test_denials_come_in_the_contracts_order(platform: Platform, database:
     assert (gone.status_code, gone.json()) == NOT_FOUND
 
 
-async def test_store_failure_is_500(platform: Platform, database: Path) -> None:
+async def test_store_failure_is_500(platform: Platform, database: Database) -> None:
     """A row that cannot be written is an error for the sender, not a queued message (R22)."""
     member = await platform.join()
-    sql(
-        database,
-        "CREATE TRIGGER sick BEFORE INSERT ON activity_logs BEGIN SELECT RAISE(ABORT, 'the disk is sick'); END",
-    )
+    database.refuse("INSERT", "activity_logs")
     with platform.parts.bus.subscribe() as events:
         assert (await send(platform, member.id, canvas_message()))[0] == 500
         assert await platform.heard(events) == []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +9,7 @@ import pytest
 from molecule_runtime.clock import ManualClock
 from molecule_runtime.reference_platform.services.activity import CURSOR_GONE
 
-from .support import NOBODY, Member, Platform, sql
+from .support import NOBODY, Database, Member, Platform, fill
 
 
 async def get(platform: Platform, member: Member, **params: Any) -> tuple[int, Any]:
@@ -48,7 +47,7 @@ async def test_times_of_a_workspace_strictly_increase_though_the_clock_stands_st
 
 
 async def test_cursor_that_is_no_row_of_this_workspace_is_410(
-    platform: Platform, clock: ManualClock, database: Path
+    platform: Platform, clock: ManualClock, database: Database
 ) -> None:
     """Deleted, foreign, malformed and the all-zero cursor: drop it and start over (contract 4.3)."""
     member, other = await platform.join("one"), await platform.join("two")
@@ -104,16 +103,10 @@ async def test_every_filter_and_all_together(platform: Platform, clock: ManualCl
 
 
 @pytest.mark.parametrize(("limit", "count"), [("0", 100), ("-1", 100), ("x", 100), ("7", 7), ("999", 500), ("", 100)])
-async def test_limit_has_a_default_and_a_cap(platform: Platform, database: Path, limit: str, count: int) -> None:
+async def test_limit_has_a_default_and_a_cap(platform: Platform, database: Database, limit: str, count: int) -> None:
     """Default 100, at most 500, nonsense is the default (contract 4.3)."""
     member = await platform.join()
-    sql(
-        database,
-        f"""WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 600)
-        INSERT INTO activity_logs (id, workspace_id, seq, activity_type, status, created_at)
-        SELECT printf('00000000-0000-4000-8000-%012d', i), '{member.id}', i, 'a2a_receive', 'ok',
-               printf('2026-01-01 00:00:00.%06d', i) FROM n""",
-    )
+    fill(database, member, 600)
     rows = await platform.rows(member, limit=limit)
     assert len(rows) == count
     assert rows[0]["seq"] == 600
@@ -152,9 +145,9 @@ async def test_since_secs_must_be_a_positive_integer(platform: Platform, seconds
     assert (await get(platform, member, since_secs=seconds))[0] == 400
 
 
-async def test_store_failure_is_500(platform: Platform, database: Path) -> None:
+async def test_store_failure_is_500(platform: Platform, database: Database) -> None:
     """An unreadable log is neither empty nor a lost cursor (contract 4.3, R22)."""
     member = await platform.join()
-    sql(database, "DROP TABLE activity_logs")
+    database.sql("DROP TABLE activity_logs")
     assert await get(platform, member) == (500, {"error": "query failed"})
     assert await get(platform, member, since_id=NOBODY) == (500, {"error": "query failed"})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ import pytest
 from molecule_runtime.reference_platform.services.chat_history import bubbles
 from molecule_runtime.wire.activity import ActivityRow
 
-from .support import NOBODY, Member, Platform, sql
+from .support import NOBODY, Database, Member, Platform, fill
 
 FILE = {"uri": "platform-pending:w/f", "name": "a.pdf", "mimeType": "application/pdf", "size": 3}
 NOON = datetime(2026, 5, 5, 12, tzinfo=UTC)
@@ -129,25 +128,19 @@ async def test_rows_without_bubble_count_towards_the_limit(platform: Platform) -
     assert answer == {"messages": [], "reached_end": False}
 
 
-async def test_limit_is_capped_at_1000(platform: Platform, database: Path) -> None:
+async def test_limit_is_capped_at_1000(platform: Platform, database: Database) -> None:
     """More than 1000 rows are never read at once (contract 4.5)."""
     member = await platform.join()
-    sql(
-        database,
-        f"""WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1100)
-        INSERT INTO activity_logs (id, workspace_id, seq, activity_type, status, created_at, response_body)
-        SELECT printf('00000000-0000-4000-8000-%012d', i), '{member.id}', i, 'a2a_receive', 'ok',
-               printf('2026-01-01 00:00:00.%06d', i), '{{"result": "x"}}' FROM n""",
-    )
+    fill(database, member, 1100)
     assert len((await page(platform, member, limit=5000))["messages"]) == 1000
     assert len((await page(platform, member))["messages"]) == 100
 
 
-async def test_bad_requests_and_a_failing_store(platform: Platform, database: Path) -> None:
+async def test_bad_requests_and_a_failing_store(platform: Platform, database: Database) -> None:
     """The route's own texts (contract 4.5, R22)."""
     member = await platform.join()
     bad_id = await platform.http.get("/workspaces/nope/chat-history")
     assert (bad_id.status_code, bad_id.json()) == (400, {"error": "workspace id must be a UUID"})
-    sql(database, "DROP TABLE activity_logs")
+    database.sql("DROP TABLE activity_logs")
     failed = await platform.http.get(f"/workspaces/{member.id}/chat-history")
     assert (failed.status_code, failed.json()) == (502, {"error": "chat history unavailable"})

@@ -88,7 +88,7 @@ def test_listening_to_a_network_needs_an_admin_token(host: str) -> None:
 
 def test_database_is_a_path_or_a_url() -> None:
     """A path means a SQLite file; a URL is taken as it is (ours)."""
-    assert PlatformConfig(database="/x/p.db").database_url == "sqlite+aiosqlite:////x/p.db"
+    assert PlatformConfig(database="/x/p.db").database_url == "sqlite:////x/p.db"
     assert PlatformConfig(database="postgresql+asyncpg://u@h/d").database_url == "postgresql+asyncpg://u@h/d"
 
 

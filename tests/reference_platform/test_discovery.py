@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ import pytest
 from molecule_runtime.clock import ManualClock
 from molecule_runtime.reference_platform.config import PlatformConfig
 
-from .support import CARD, NOBODY, Member, Platform, bearer, running, sql
+from .support import CARD, NOBODY, Database, Member, Platform, bearer, running
 
 NOT_AUTHORIZED = (403, {"error": "not authorized to discover this workspace"})
 NOT_FOUND = (404, {"error": "workspace not found"})
@@ -43,17 +42,14 @@ async def test_a_new_card_is_stored_and_announced(platform: Platform) -> None:
     assert (await platform.http.get(f"/workspaces/{member.id}")).json()["agent_card"] == card
 
 
-async def test_a_card_of_nobody_and_a_failing_store_are_told_apart(platform: Platform, database: Path) -> None:
+async def test_a_card_of_nobody_and_a_failing_store_are_told_apart(platform: Platform, database: Database) -> None:
     """404 for an unknown id, 500 for a sick database, no event either way (R22, contract 2.5)."""
     member = await platform.join()
     with platform.parts.bus.subscribe() as events:
         body = {"workspace_id": NOBODY, "agent_card": CARD}
         unknown = await platform.http.post("/registry/update-card", json=body)
         assert (unknown.status_code, unknown.json()) == NOT_FOUND
-        sql(
-            database,
-            "CREATE TRIGGER sick BEFORE UPDATE ON workspaces BEGIN SELECT RAISE(ABORT, 'the disk is sick'); END",
-        )
+        database.refuse("UPDATE", "workspaces")
         body = {"workspace_id": member.id, "agent_card": CARD}
         failed = await platform.http.post("/registry/update-card", json=body, headers=member.headers)
         assert (failed.status_code, failed.json()) == (500, {"error": "failed to update card"})
@@ -73,10 +69,10 @@ async def test_access_follows_the_hierarchy(platform: Platform) -> None:
     assert not await may(platform, "nobody", root.id)
 
 
-async def test_a_failing_lookup_means_no_access(platform: Platform, database: Path) -> None:
+async def test_a_failing_lookup_means_no_access(platform: Platform, database: Database) -> None:
     """A store that cannot say allows nothing (contract 2.9)."""
     member = await platform.create()
-    sql(database, "ALTER TABLE workspaces RENAME TO hidden")
+    database.sql("ALTER TABLE workspaces RENAME TO hidden")
     assert not await may(platform, member.id, member.id)
 
 
@@ -87,12 +83,12 @@ async def test_access_of_a_bad_body_is_400(platform: Platform, content: str) -> 
     assert (reply.status_code, reply.json()) == (400, {"error": "invalid request body"})
 
 
-async def test_a_polling_peer_is_described_whatever_its_status(platform: Platform, database: Path) -> None:
+async def test_a_polling_peer_is_described_whatever_its_status(platform: Platform, database: Database) -> None:
     """It has no url to call, even if it showed one; name, role and card come along (contract 2.7 PROPOSED)."""
     ours, peer = await platform.join("ours"), await platform.create("ops-agent", role="sre")
     await platform.register(peer, url="http://10.0.0.7/mine")
     for status in ("online", "awaiting_agent", "paused"):
-        sql(database, f"UPDATE workspaces SET status = '{status}' WHERE id = '{peer.id}'")
+        database.sql(f"UPDATE workspaces SET status = '{status}' WHERE id = '{peer.id}'")
         assert await discover(platform, ours, peer.id.upper()) == (
             200,
             {
@@ -122,11 +118,11 @@ async def test_a_polling_peer_is_described_whatever_its_status(platform: Platfor
     ],
 )
 async def test_a_pushed_peer_is_told_while_it_can_be_called(
-    platform: Platform, database: Path, status: str, url: str, answer: dict[str, str]
+    platform: Platform, database: Database, status: str, url: str, answer: dict[str, str]
 ) -> None:
     """id, url and name of a reachable one; 503 with the reason otherwise (contract 2.7)."""
     ours, peer = await platform.join("ours"), await platform.create("pushed")
-    sql(database, f"UPDATE workspaces SET status = '{status}', url = '{url}' WHERE id = '{peer.id}'")
+    database.sql(f"UPDATE workspaces SET status = '{status}', url = '{url}' WHERE id = '{peer.id}'")
     expected = (503, answer) if "error" in answer else (200, {"id": peer.id, "name": "pushed"} | answer)
     assert await discover(platform, ours, peer.id) == expected
 
@@ -161,10 +157,10 @@ async def test_a_removed_or_unknown_caller_learns_nothing(locked: Platform) -> N
         assert (reply.status_code, reply.json()) == NOT_AUTHORIZED
 
 
-async def test_discover_with_a_failing_store_is_no_404(platform: Platform, database: Path) -> None:
+async def test_discover_with_a_failing_store_is_no_404(platform: Platform, database: Database) -> None:
     """The door cannot check a token then: 503, never "not found" (R22, contract 0.6)."""
     member = await platform.join()
-    sql(database, "ALTER TABLE workspaces RENAME TO hidden")
+    database.sql("ALTER TABLE workspaces RENAME TO hidden")
     status, body = await discover(platform, member, member.id)
     assert (status, body["code"]) == (503, "platform_unavailable")
     admin = await platform.http.get(f"/registry/discover/{member.id}", headers={"X-Workspace-ID": member.id})

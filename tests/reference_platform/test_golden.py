@@ -10,7 +10,7 @@ import pytest
 
 from molecule_runtime.reference_platform.services import tokens
 
-from .support import Member, Platform, bearer, sql
+from .support import Database, Member, Platform, bearer
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 WORKSPACE = "11111111-1111-4111-8111-111111111111"
@@ -34,7 +34,7 @@ def exchanges() -> list[Any]:
 
 @pytest.mark.parametrize(("file", "document", "exchange"), exchanges())
 async def test_golden_exchange_is_answered_as_recorded(
-    platform: Platform, database: Path, file: str, document: dict[str, Any], exchange: dict[str, Any]
+    platform: Platform, database: Database, file: str, document: dict[str, Any], exchange: dict[str, Any]
 ) -> None:
     """Every recorded exchange has the same status, keys, JSON types and error text here (contract, each section)."""
     ours, peer = await a_team(platform)
@@ -72,7 +72,7 @@ async def a_team(platform: Platform) -> tuple[Member, Member]:
 
 
 async def prepare(
-    platform: Platform, database: Path, file: str, exchange: dict[str, Any], ours: Member, peer: Member
+    platform: Platform, database: Database, file: str, exchange: dict[str, Any], ours: Member, peer: Member
 ) -> None:
     """Bring about what an exchange takes for granted."""
     if file in ("activity", "chat_history"):
@@ -87,9 +87,9 @@ async def prepare(
     if file == "discover" and exchange["name"].startswith("pushed peer"):
         await platform.register(peer, delivery_mode="push", url="https://agent.example/a2a")
         if exchange["name"].endswith("away"):
-            sql(database, f"UPDATE workspaces SET status = 'awaiting_agent' WHERE id = '{peer.id}'")
+            database.sql(f"UPDATE workspaces SET status = 'awaiting_agent' WHERE id = '{peer.id}'")
         if exchange["name"].endswith("inside"):
-            sql(database, f"UPDATE workspaces SET url = 'http://10.0.0.7/a2a' WHERE id = '{peer.id}'")
+            database.sql(f"UPDATE workspaces SET url = 'http://10.0.0.7/a2a' WHERE id = '{peer.id}'")
     if exchange["name"] == "at the limit":
         for _ in range(tokens.MAX_LIVE - 1):
             await platform.parts.store.write(tokens.mint, ours.id, platform.parts.clock.now())
@@ -99,10 +99,10 @@ async def prepare(
         await platform.parts.store.write(tokens.revoke_all, [ours.id], platform.parts.clock.now())
 
 
-def token_of(database: Path, member: Member) -> str:
+def token_of(database: Database, member: Member) -> str:
     """The id of the workspace's first token."""
     query = f"SELECT id FROM workspace_tokens WHERE workspace_id = '{member.id}' ORDER BY created_at LIMIT 1"
-    ((token_id,),) = sql(database, query)
+    ((token_id,),) = database.sql(query)
     return str(token_id)
 
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
-from .support import NOBODY, Platform, sql
+from .support import NOBODY, Database, Platform
 
 FAMILY = "👩‍👩‍👧"
-SICK_INSERT = "CREATE TRIGGER sick BEFORE INSERT ON activity_logs BEGIN SELECT RAISE(ABORT, 'the disk is sick'); END"
 
 
 async def notify(platform: Platform, workspace_id: str, body: dict[str, Any], **headers: Any) -> tuple[int, Any]:
@@ -107,7 +105,9 @@ async def test_summary_is_80_code_points_of_valid_utf8(platform: Platform, messa
 
 
 @pytest.mark.parametrize("gone", ["unknown", "removed"])
-async def test_unknown_workspace_gets_404_no_broadcast_no_row(platform: Platform, database: Path, gone: str) -> None:
+async def test_unknown_workspace_gets_404_no_broadcast_no_row(
+    platform: Platform, database: Database, gone: str
+) -> None:
     """The look-up comes first: nobody hears of a message of a workspace that is not there (contract 4.2)."""
     member = await platform.join()
     target = NOBODY if gone == "unknown" else member.id
@@ -116,23 +116,23 @@ async def test_unknown_workspace_gets_404_no_broadcast_no_row(platform: Platform
     with platform.parts.bus.subscribe() as events:
         assert await notify(platform, target, {"message": "x"}) == (404, {"error": "workspace not found"})
         assert await platform.heard(events) == []
-    assert sql(database, "SELECT count(*) FROM activity_logs") == [(0,)]
+    assert database.sql("SELECT count(*) FROM activity_logs") == [(0,)]
 
 
-async def test_failing_lookup_is_500_no_broadcast_no_row(platform: Platform, database: Path) -> None:
+async def test_failing_lookup_is_500_no_broadcast_no_row(platform: Platform, database: Database) -> None:
     """A store failure is told apart from not-found (contract 4.2, R3, R22)."""
     member = await platform.join()
-    sql(database, "ALTER TABLE workspaces RENAME TO hidden")
+    database.sql("ALTER TABLE workspaces RENAME TO hidden")
     with platform.parts.bus.subscribe() as events:
         assert await notify(platform, member.id, {"message": "x"}) == (500, {"error": "internal error"})
         assert await platform.heard(events) == []
-    assert sql(database, "SELECT count(*) FROM activity_logs") == [(0,)]
+    assert database.sql("SELECT count(*) FROM activity_logs") == [(0,)]
 
 
-async def test_failing_insert_is_logged_and_the_call_succeeds(platform: Platform, database: Path) -> None:
+async def test_failing_insert_is_logged_and_the_call_succeeds(platform: Platform, database: Database) -> None:
     """The user has seen the message, so the sender must not send it again (contract 4.2)."""
     member = await platform.join()
-    sql(database, SICK_INSERT)
+    database.refuse("INSERT", "activity_logs")
     with platform.parts.bus.subscribe() as events, capture_logs() as logs:
         assert await notify(platform, member.id, {"message": "x"}, headers=member.headers) == (200, {"status": "sent"})
         assert [name for name, _ in await platform.heard(events)] == ["AGENT_MESSAGE"]
@@ -140,7 +140,7 @@ async def test_failing_insert_is_logged_and_the_call_succeeds(platform: Platform
     assert await platform.rows(member) == []
 
 
-async def test_broadcast_comes_before_the_row(platform: Platform, database: Path) -> None:
+async def test_broadcast_comes_before_the_row(platform: Platform, database: Database) -> None:
     """Whoever hears the message first finds the row later, not the other way round (contract 4.2)."""
     member = await platform.join()
     seen: list[int] = []
@@ -149,13 +149,13 @@ async def test_broadcast_comes_before_the_row(platform: Platform, database: Path
         offer = events.offer
 
         def count_rows_at_delivery(event: Any) -> None:
-            seen.extend(count for (count,) in sql(database, "SELECT count(*) FROM activity_logs"))
+            seen.extend(count for (count,) in database.sql("SELECT count(*) FROM activity_logs"))
             offer(event)
 
         events.offer = count_rows_at_delivery  # type: ignore[method-assign]
         await notify(platform, member.id, {"message": "x"}, headers=member.headers)
     assert seen == [0]
-    assert sql(database, "SELECT count(*) FROM activity_logs") == [(1,)]
+    assert database.sql("SELECT count(*) FROM activity_logs") == [(1,)]
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from molecule_runtime.clock import ManualClock
 
-from .support import NOBODY, Member, Platform, sql
+from .support import NOBODY, Database, Member, Platform
 
 
 async def names(platform: Platform, member: Member, q: str | None = None) -> list[str]:
@@ -50,18 +48,20 @@ async def test_q_searches_name_and_role_without_case(platform: Platform) -> None
     assert await names(platform, member, "me") == []
 
 
-async def test_unknown_workspace_is_404_and_a_sick_store_500(platform: Platform, database: Path) -> None:
+async def test_unknown_workspace_is_404_and_a_sick_store_500(platform: Platform, database: Database) -> None:
     """Not-found and failure are told apart, after authentication (contract 2.6, R22)."""
     member = await platform.create()
     unknown = await platform.http.get(f"/registry/{NOBODY}/peers")
     assert (unknown.status_code, unknown.json()) == (404, {"error": "workspace not found"})
     # A column only the list reads: authentication goes on working.
-    sql(database, "ALTER TABLE workspaces RENAME COLUMN agent_card TO hidden")
+    database.sql("ALTER TABLE workspaces RENAME COLUMN agent_card TO hidden")
     failed = await platform.http.get(f"/registry/{member.id}/peers", headers=member.headers)
     assert (failed.status_code, failed.json()) == (500, {"error": "lookup failed"})
 
 
-async def test_lineage_is_walked_at_most_32_levels_and_never_in_a_circle(platform: Platform, database: Path) -> None:
+async def test_lineage_is_walked_at_most_32_levels_and_never_in_a_circle(
+    platform: Platform, database: Database
+) -> None:
     """A chain that is too long or closed in itself ends the walk instead of the platform (contract 2.9)."""
     chain = [await platform.create("0")]
     for depth in range(1, 40):
@@ -71,7 +71,7 @@ async def test_lineage_is_walked_at_most_32_levels_and_never_in_a_circle(platfor
     assert not await related(chain[0].id, chain[33].id)
     assert not await related(chain[0].id, NOBODY)
     assert not await related(NOBODY, NOBODY)
-    sql(database, f"UPDATE workspaces SET parent_id = '{chain[39].id}' WHERE id = '{chain[0].id}'")
+    database.sql(f"UPDATE workspaces SET parent_id = '{chain[39].id}' WHERE id = '{chain[0].id}'")
     assert await related(chain[5].id, chain[30].id)
-    sql(database, "ALTER TABLE workspaces RENAME TO hidden")
+    database.sql("ALTER TABLE workspaces RENAME TO hidden")
     assert not await related(chain[0].id, chain[1].id)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
@@ -12,7 +11,7 @@ from molecule_runtime.clock import ManualClock
 from molecule_runtime.reference_platform.config import PlatformConfig
 from molecule_runtime.wire.registry import WorkspaceStatus
 
-from .support import CARD, NOBODY, Platform, bearer, running, sql, until
+from .support import CARD, NOBODY, Database, Platform, bearer, running, until
 
 
 async def test_creation_register_and_first_beat_announce_themselves_in_order(platform: Platform) -> None:
@@ -85,31 +84,33 @@ async def test_silent_workspace_awaits_its_agent_and_a_beat_brings_it_back(
 
 @pytest.mark.parametrize("status", [status for status in WorkspaceStatus if status not in ("online", "degraded")])
 async def test_sweep_leaves_other_statuses_alone(
-    platform: Platform, clock: ManualClock, database: Path, status: str
+    platform: Platform, clock: ManualClock, database: Database, status: str
 ) -> None:
     """Only online and degraded workspaces can fall silent (contract 2.4)."""
     member = await platform.join()
-    sql(database, f"UPDATE workspaces SET status = '{status}'")
+    database.sql(f"UPDATE workspaces SET status = '{status}'")
     clock.advance(3600)
     assert await platform.parts.sweeper.sweep_once() == []
     assert await platform.status(member) == status
 
 
 async def test_sweep_judges_a_workspace_that_never_beat_by_its_last_change(
-    platform: Platform, clock: ManualClock, database: Path
+    platform: Platform, clock: ManualClock, database: Database
 ) -> None:
     """Without a heartbeat the row's own time counts, and degraded workspaces are swept too (contract 2.4)."""
     reply = await platform.http.post(
         "/workspaces", json={"name": "pushed", "runtime": "external", "url": "https://agent.example/a2a"}
     )
     assert reply.json() == {"id": reply.json()["id"], "external": True, "status": "online"}
-    sql(database, "UPDATE workspaces SET status = 'degraded'")
+    database.sql("UPDATE workspaces SET status = 'degraded'")
     clock.advance(91)
-    assert await platform.parts.sweeper.sweep_once() == [reply.json()["id"]]
+    await platform.parts.sweeper.sweep_once()  # the platform's own loop may have been quicker
+    shown = await platform.http.get(f"/workspaces/{reply.json()['id']}")
+    assert shown.json()["status"] == "awaiting_agent"
 
 
 async def test_the_loop_sweeps_by_itself_and_survives_a_failing_store(
-    config: PlatformConfig, clock: ManualClock, database: Path
+    config: PlatformConfig, clock: ManualClock, database: Database
 ) -> None:
     """A sweep that fails is logged and the next one works (ours, style 3.7)."""
     async with running(replace(config, stale_after_s=20, sweep_interval_s=5), clock) as platform:
@@ -119,12 +120,12 @@ async def test_the_loop_sweeps_by_itself_and_survives_a_failing_store(
             return clock.sleepers == 1
 
         await until(asleep)
-        sql(database, "ALTER TABLE workspaces RENAME TO hidden")
+        database.sql("ALTER TABLE workspaces RENAME TO hidden")
         with capture_logs() as logs:
             clock.advance(30)
             await until(asleep)
         assert [entry["event"] for entry in logs] == ["sweeper.failed"]
-        sql(database, "ALTER TABLE hidden RENAME TO workspaces")
+        database.sql("ALTER TABLE hidden RENAME TO workspaces")
         clock.advance(5)
 
         async def noticed() -> bool:
@@ -191,13 +192,10 @@ async def test_push_url_must_lead_outside(platform: Platform, url: str, error: s
     assert reply.status_code == (200 if error is None else 400)
 
 
-async def test_store_failures_are_500_and_not_silence(platform: Platform, database: Path) -> None:
+async def test_store_failures_are_500_and_not_silence(platform: Platform, database: Database) -> None:
     """Register and heartbeat name their failure when the row cannot be written (contract 2.1, 2.3, R22)."""
     member = await platform.join()
-    sql(
-        database,
-        "CREATE TRIGGER sick BEFORE UPDATE ON workspaces BEGIN SELECT RAISE(ABORT, 'the disk is sick'); END",
-    )
+    database.refuse("UPDATE", "workspaces")
     body = {"id": member.id, "delivery_mode": "poll", "agent_card": {}}
     register = await platform.http.post("/registry/register", json=body, headers=member.headers)
     assert (register.status_code, register.json()) == (500, {"error": "registration failed"})

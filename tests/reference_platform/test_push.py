@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import anyio
@@ -16,7 +15,7 @@ from molecule_runtime.clock import ManualClock
 from molecule_runtime.reference_platform.services.push import MAX_ANSWER_BYTES, PushAgents, Unreachable
 
 from .push_agents import PushAgent, closed_port, push_agent, reply_with, socket_that_says
-from .support import Member, Platform, bearer, canvas_message, sql
+from .support import Database, Member, Platform, bearer, canvas_message
 from .test_golden import GOLDEN, differences
 
 UNREACHED = (502, {"error": "failed to reach workspace agent"})
@@ -45,14 +44,14 @@ async def send(platform: Platform, target: Member, headers: dict[str, str] | Non
     return reply.status_code, reply.json()
 
 
-async def test_the_user_gets_the_agents_answer(platform: Platform, agent: PushAgent, database: Path) -> None:
+async def test_the_user_gets_the_agents_answer(platform: Platform, agent: PushAgent, database: Database) -> None:
     """The agent's JSON comes back, a row keeps question and answer, the canvas hears both (contract 4.1)."""
     member = await pushed(platform, agent.url())
     with platform.parts.bus.subscribe() as events:
         status, answer = await send(platform, member)
         heard = await platform.heard(events)
     ((path, headers, body),) = agent.called
-    ((secret,),) = sql(database, f"SELECT platform_inbound_secret FROM workspaces WHERE id = '{member.id}'")
+    ((secret,),) = database.sql(f"SELECT platform_inbound_secret FROM workspaces WHERE id = '{member.id}'")
     assert (status, answer) == (200, json.loads(bytes(reply_with(body, "done").body)))
     assert (path, headers["authorization"], headers["host"]) == (
         "/a2a",
@@ -271,11 +270,11 @@ async def test_a_redirect_is_not_followed(platform: Platform, agent: PushAgent) 
 
 
 async def test_the_answer_survives_a_row_that_cannot_be_written(
-    platform: Platform, agent: PushAgent, database: Path
+    platform: Platform, agent: PushAgent, database: Database
 ) -> None:
     """The message was delivered: a sender that tries again would deliver it twice (ours, R22)."""
     member = await pushed(platform, agent.url())
-    sql(database, "CREATE TRIGGER sick BEFORE INSERT ON activity_logs BEGIN SELECT RAISE(ABORT, 'sick'); END")
+    database.refuse("INSERT", "activity_logs")
     with platform.parts.bus.subscribe() as events:
         assert (await send(platform, member))[0] == 200
         assert [name for name, _ in await platform.heard(events)] == ["A2A_RESPONSE"]
@@ -419,10 +418,10 @@ async def test_over_tls_the_host_is_named_and_nothing_said_before_it_proved_itse
         assert b"the-secret" not in hello
 
 
-async def test_the_private_network_is_blocked_in_development_too(platform: Platform, database: Path) -> None:
+async def test_the_private_network_is_blocked_in_development_too(platform: Platform, database: Database) -> None:
     """Development mode opens this machine, not its network; the sender learns no address (contract 2.1)."""
     member = await pushed(platform, "http://localhost:9/a2a")
-    sql(database, f"UPDATE workspaces SET url = 'http://169.254.169.254/latest' WHERE id = '{member.id}'")
+    database.sql(f"UPDATE workspaces SET url = 'http://169.254.169.254/latest' WHERE id = '{member.id}'")
     assert await send(platform, member) == UNREACHED
     (row,) = await platform.rows(member)
     assert row["error_detail"] == "url targets a blocked address: link-local"

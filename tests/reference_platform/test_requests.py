@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
 
-from .support import CARD, NOBODY, Platform, sql
+from .support import CARD, NOBODY, Database, Platform
 
 INVALID = (400, {"error": "invalid request body"})
 
@@ -62,10 +61,10 @@ async def test_lone_surrogates_become_replacement_characters_everywhere(platform
     assert stored == {"name": "a\ufffd", "skills": ["\ufffd"], "\ufffd": "😀 😀"}
 
 
-async def test_a_bug_is_a_logged_traceback_and_a_plain_500(platform: Platform, database: Path) -> None:
+async def test_a_bug_is_a_logged_traceback_and_a_plain_500(platform: Platform, database: Database) -> None:
     """Nothing of the inside shows outside, and the answer still has the contract's form (ours, style 3.7)."""
     member = await platform.join()
-    sql(database, "UPDATE workspaces SET status = 'online', tier = 'three'")
+    database.sql("UPDATE workspaces SET agent_card = '[1]'")
     with capture_logs() as logs:
         reply = await platform.http.get(f"/workspaces/{member.id}")
     assert (reply.status_code, reply.json()) == (500, {"error": "internal error"})

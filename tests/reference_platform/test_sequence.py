@@ -5,14 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 from contextlib import AsyncExitStack
-from pathlib import Path
 from typing import Any
 
 import anyio
 
 from molecule_runtime.reference_platform.config import PlatformConfig
 
-from .support import Member, Platform, canvas_message, running
+from .support import Database, Member, Platform, canvas_message, running
 
 WRITERS = 4
 ROWS_EACH = 15
@@ -75,13 +74,13 @@ async def test_a_reader_misses_nothing_while_two_platforms_write_to_one_file(con
     assert_nothing_is_missing(rows, first_seq=2)
 
 
-async def test_a_reader_misses_nothing_while_two_processes_write(config: PlatformConfig, database: Path) -> None:
+async def test_a_reader_misses_nothing_while_two_processes_write(config: PlatformConfig, database: Database) -> None:
     """The same with a second process, where no lock of ours can help (contract 0.7)."""
     async with running(config) as platform:
         member = await platform.join()
         await platform.say(member, "the cursor")
         cursor = (await platform.rows(member))[0]["id"]
-        command = [sys.executable, "-c", WRITER_PROGRAM, str(database), member.id, "60"]
+        command = [sys.executable, "-c", WRITER_PROGRAM, database.url, member.id, "60"]
         async with await anyio.open_process(command, stdin=subprocess.PIPE, stderr=None) as writer:
             assert writer.stdin is not None
             assert writer.stdout is not None

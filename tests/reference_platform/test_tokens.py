@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import anyio
@@ -13,7 +12,7 @@ from molecule_runtime.clock import ManualClock
 from molecule_runtime.reference_platform.attach import attach
 from molecule_runtime.reference_platform.config import PlatformConfig
 
-from .support import ADMIN, NOBODY, Member, Platform, bearer, running, sql
+from .support import ADMIN, NOBODY, Database, Member, Platform, bearer, running
 
 AT_THE_LIMIT = {"error": "maximum 50 active tokens per workspace"}
 NO_TOKEN = {"error": "token not found or already revoked"}
@@ -37,7 +36,7 @@ async def revoke(platform: Platform, member: Member, token_id: str) -> Any:
     return await platform.http.delete(f"/workspaces/{member.id}/tokens/{token_id}", headers=member.headers)
 
 
-async def test_a_new_token_opens_the_workspace_and_is_shown_once(platform: Platform, database: Path) -> None:
+async def test_a_new_token_opens_the_workspace_and_is_shown_once(platform: Platform, database: Database) -> None:
     """201 with the whole token; the list shows its first 8 characters only (contract 3.8, 1.2)."""
     member = await platform.join()
     reply = await issue(platform, member)
@@ -48,7 +47,7 @@ async def test_a_new_token_opens_the_workspace_and_is_shown_once(platform: Platf
     listed = (await platform.http.get(f"/workspaces/{member.id}/tokens", headers=member.headers)).text
     assert second.token not in listed
     assert second.token[:8] in listed
-    assert second.token.encode() not in database.read_bytes() + Path(f"{database}-wal").read_bytes()
+    assert second.token.encode() not in database.everything()
 
 
 async def test_the_list_is_newest_first_and_paged(platform: Platform, clock: ManualClock) -> None:
@@ -146,15 +145,14 @@ async def test_racing_for_the_last_place_lets_one_through(platform: Platform) ->
     assert sorted(statuses) == [201, 429, 429, 429]
 
 
-async def test_an_unknown_workspace_and_a_failing_store(platform: Platform, database: Path) -> None:
+async def test_an_unknown_workspace_and_a_failing_store(platform: Platform, database: Database) -> None:
     """404 for a token of nobody, 500 where the database is sick (R22)."""
     member = await platform.join()
     unknown = await platform.http.post(f"/workspaces/{NOBODY}/tokens")
     assert (unknown.status_code, unknown.json()) == (404, {"error": "workspace not found"})
     (token,) = await tokens_of(platform, member)
     for verb in ("INSERT", "UPDATE"):
-        statement = f"CREATE TRIGGER sick_{verb} BEFORE {verb} ON workspace_tokens"
-        sql(database, f"{statement} BEGIN SELECT RAISE(ABORT, 'sick'); END")
+        database.refuse(verb, "workspace_tokens")
     assert (await issue(platform, member)).status_code == 500
     assert (await revoke(platform, member, token["id"])).status_code == 500
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from .support import NOBODY, Member, Platform, bearer, sql
+from .support import NOBODY, Database, Member, Platform, bearer
 
 UPDATED = (200, {"status": "updated"})
 NOT_FOUND = (404, {"error": "workspace not found"})
@@ -128,10 +127,10 @@ async def test_a_removed_parent_or_workspace(platform: Platform) -> None:
         assert (reply.status_code, reply.json()) == NOT_FOUND
 
 
-async def test_a_failing_store_is_no_404(platform: Platform, database: Path) -> None:
+async def test_a_failing_store_is_no_404(platform: Platform, database: Database) -> None:
     """500 for a change that could not be stored (R22)."""
     member = await platform.join()
-    sql(database, "CREATE TRIGGER sick BEFORE UPDATE ON workspaces BEGIN SELECT RAISE(ABORT, 'sick'); END")
+    database.refuse("UPDATE", "workspaces")
     assert await patch(platform, member, name="x") == (500, {"error": "failed to update workspace"})
 
 

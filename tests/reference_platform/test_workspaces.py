@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ import pytest
 from molecule_runtime.clock import ManualClock
 from molecule_runtime.reference_platform.config import PlatformConfig
 
-from .support import BASE_URL, NOBODY, Platform, running, sql
+from .support import BASE_URL, NOBODY, Database, Platform, running
 
 EXTERNAL_ONLY = 'this platform runs no containers: create workspaces with "runtime": "external"'
 
@@ -143,7 +142,9 @@ async def test_delete_of_an_unknown_id_is_200(platform: Platform) -> None:
     assert (reply.status_code, reply.json()) == (200, {"status": "removed", "cascade_deleted": 0})
 
 
-async def test_children_need_confirmation_and_go_along(platform: Platform, database: Path, clock: ManualClock) -> None:
+async def test_children_need_confirmation_and_go_along(
+    platform: Platform, database: Database, clock: ManualClock
+) -> None:
     """409 lists the children; confirm removes the subtree, its tokens first of all (contract 3.7)."""
     root = await platform.join("root")
     clock.advance(1)
@@ -170,11 +171,11 @@ async def test_children_need_confirmation_and_go_along(platform: Platform, datab
         ]
     for member in (root, child, grandchild):
         assert (await platform.http.get(f"/workspaces/{member.id}/activity", headers=member.headers)).status_code == 401
-    assert sql(database, "SELECT count(*) FROM workspace_tokens WHERE revoked_at IS NULL") == [(1,)]
+    assert database.sql("SELECT count(*) FROM workspace_tokens WHERE revoked_at IS NULL") == [(1,)]
     assert [row["name"] for row in (await platform.http.get("/workspaces")).json()] == ["bystander"]
 
 
-async def test_purge_deletes_every_row_of_the_subtree(platform: Platform, database: Path) -> None:
+async def test_purge_deletes_every_row_of_the_subtree(platform: Platform, database: Database) -> None:
     """After a purge the ids are unknown, removed descendants included (contract 3.7)."""
     root = await platform.join("root")
     child = await platform.join("child", parent_id=root.id)
@@ -184,13 +185,13 @@ async def test_purge_deletes_every_row_of_the_subtree(platform: Platform, databa
     done = await platform.http.delete(f"/workspaces/{root.id}?confirm=true&purge=true")
     assert done.json() == {"status": "purged", "cascade_deleted": 1}
     for table in ("workspaces", "workspace_tokens", "activity_logs"):
-        assert sql(database, f"SELECT count(*) FROM {table}") == [(0,)]
+        assert database.sql(f"SELECT count(*) FROM {table}") == [(0,)]
 
 
-async def test_state_tells_paused_and_deleted(platform: Platform, database: Path) -> None:
+async def test_state_tells_paused_and_deleted(platform: Platform, database: Database) -> None:
     """The light poll: 200 with the status, 404 deleted for callers without a workspace token (contract 3.5)."""
     member = await platform.join()
-    sql(database, "UPDATE workspaces SET status = 'paused'")
+    database.sql("UPDATE workspaces SET status = 'paused'")
     url = f"/workspaces/{member.id}/state"
     paused = await platform.http.get(url, headers=member.headers)
     assert paused.json() == {"workspace_id": member.id, "status": "paused", "paused": True, "deleted": False}
@@ -205,10 +206,10 @@ async def test_state_tells_paused_and_deleted(platform: Platform, database: Path
     assert (purged.status_code, purged.json()) == (404, {"workspace_id": member.id, "deleted": True})
 
 
-async def test_store_failures_are_told_apart_from_not_found(platform: Platform, database: Path) -> None:
+async def test_store_failures_are_told_apart_from_not_found(platform: Platform, database: Database) -> None:
     """500 with the route's text when the table cannot be read (contract 3.1, 3.4, R22)."""
     member = await platform.join()
-    sql(database, "ALTER TABLE workspaces RENAME TO hidden")
+    database.sql("ALTER TABLE workspaces RENAME TO hidden")
     read = await platform.http.get(f"/workspaces/{member.id}")
     assert (read.status_code, read.json()) == (500, {"error": "query failed"})
     assert await create(platform, {"name": "a", "external": True}) == (500, {"error": "failed to create workspace"})

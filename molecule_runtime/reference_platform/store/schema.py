@@ -12,6 +12,8 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection
 
+from molecule_runtime.reference_platform.store.locks import Lock, exclusively
+
 MIGRATIONS = Path(__file__).parent / "migrations"
 _ALEMBIC = threading.Lock()
 """Alembic keeps the running migration in a module, so only one thread of a process may migrate at a time."""
@@ -22,5 +24,6 @@ def upgrade_to_head(connection: Connection) -> None:
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     config.attributes["connection"] = connection
+    exclusively(connection, Lock.MIGRATION)
     with _ALEMBIC:
         command.upgrade(config, "head")
