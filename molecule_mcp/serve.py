@@ -39,8 +39,7 @@ def serve(*, strict: bool, roles: Roles | None = None) -> int:
     pipe.start()
     gc.disable()  # the imports make objects that live to the end: walking them at exit costs 0.4 s
     state_dir = _open_state(settings)
-    log_file = state_dir.log_file if isinstance(state_dir, StateDir) else None
-    _configure_logs(settings, log_file)
+    log_file = _configure_logs(settings, state_dir)
     end = _serve(pipe, settings, trouble, state_dir, roles, log_file)
     return end.exit_code
 
@@ -100,12 +99,20 @@ def _open_state(settings: Settings | None) -> StateDir | StateDirUnwritable:
         return error
 
 
-def _configure_logs(settings: Settings | None, log_file: Path | None) -> None:
+def _configure_logs(settings: Settings | None, state_dir: StateDir | StateDirUnwritable) -> Path | None:
+    """Set logging up; the log file, or None when there is no place for one (stderr has everything then)."""
     level = settings.effective_log_level if settings else "WARNING"
-    try:
-        logs.configure(stderr_level=level, file=log_file)
-    except OSError:
+    if isinstance(state_dir, StateDir):
+        try:
+            logs.configure(stderr_level=level, file=state_dir.log_file)
+        except OSError as error:
+            logs.configure(stderr_level=level, file=None)
+            log.warning("serve.no_log_file", error=type(error).__name__, detail=error.strerror)
+        else:
+            return state_dir.log_file
+    else:
         logs.configure(stderr_level=level, file=None)
+    return None
 
 
 def _explain(error: MoleculeError) -> None:

@@ -25,6 +25,7 @@ from molecule_runtime import __version__
 from molecule_runtime.errors import MoleculeError
 from molecule_runtime.runtime import RuntimeThread
 from molecule_runtime.settings import DEFAULT_POLL_TIMEOUT_SECS, Settings, ToolSet
+from molecule_runtime.text import cut_code_points
 
 SERVER_NAME = "molecule-mcp"
 
@@ -58,7 +59,9 @@ def build_server(
         tool = by_name.get(params.name)
         if tool is None:
             known = ", ".join(by_name)
-            raise MCPError(code=mcp_types.INVALID_PARAMS, message=f"Unknown tool: {params.name}. Tools: {known}")
+            raise MCPError(
+                code=mcp_types.INVALID_PARAMS, message=f"Unknown tool: {cut_code_points(params.name)}. Tools: {known}"
+            )
         if settings is None or bridge is None:
             return _result(failure(trouble or MoleculeError()))
 

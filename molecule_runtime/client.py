@@ -12,7 +12,7 @@ import asyncio
 import json
 import math
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from types import TracebackType
@@ -54,6 +54,7 @@ SEND_TIMEOUT_S = 45.0
 KEEPALIVE_EXPIRY_S = 3.0
 """Below the 5 s after which common servers close an idle connection, so that no request meets a closing one."""
 DETAIL_CODE_POINTS = 200
+MAX_INT_DIGITS = 300
 RETRY_AFTER_CAP_S = 3_600.0
 """A longer Retry-After is a mistake: obeyed, it would keep an agent offline long after the platform is back."""
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
@@ -63,7 +64,7 @@ LOOPBACK_PATTERNS = ("all://127.0.0.1", "all://localhost", "all://[::1]")
 T = TypeVar("T")
 _ROW = TypeAdapter(ActivityRow)
 _LIST = TypeAdapter(list[Any])
-_PEERS = TypeAdapter(list[Peer])
+_PEER = TypeAdapter(Peer)
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -162,7 +163,7 @@ class PlatformClient:
             params["before_ts"] = rfc3339(before)
         path = f"/workspaces/{self.workspace_id}/activity"
         answer = await self._call("GET", path, pattern="/workspaces/:id/activity", params=params)
-        return [self._read_row(raw, answer) for raw in self._read(_LIST, answer)]
+        return self._readable(self._read_row, answer)
 
     async def notify(self, message: str) -> NotifyReply:
         """Say something to the user (contract 4.2)."""
@@ -194,7 +195,7 @@ class PlatformClient:
         path = f"/registry/{self.workspace_id}/peers"
         params = {"q": query} if query else None
         answer = await self._call("GET", path, pattern="/registry/:id/peers", params=params, as_caller=True)
-        return self._read(_PEERS, answer)
+        return self._readable(_peer, answer)
 
     def headers(self, *, as_caller: bool = False) -> dict[str, str]:
         """The headers of every call, the doorbell's included. `Origin` is what edges tell a client by (contract 1.1).
@@ -255,7 +256,10 @@ class PlatformClient:
         if 300 <= status < 400 or (status in {404, 405, 410} and body is None) or detail in _FOREIGN_PAGE:
             return self._error(NotThePlatform, endpoint, status=status)
         if status in {401, 403}:
-            return self._error(Unauthorized if status == 401 else _forbidden(detail), endpoint, status, detail)
+            refused = self._error(Unauthorized if status == 401 else _forbidden(detail), endpoint, status, detail)
+            if isinstance(refused, Unauthorized):
+                refused.has_token = "Authorization" in response.request.headers
+            return refused
         if status == 404:
             return self._error(NotFound, endpoint, status, detail or "not found")
         if status == 410 and endpoint.endswith("/activity"):
@@ -291,15 +295,29 @@ class PlatformClient:
                 BadReply, response.extensions["endpoint"], response.status_code, "it is not JSON"
             ) from None
 
-    def _read_row(self, raw: Any, response: httpx.Response) -> ActivityRow:
+    def _readable(self, read: Callable[[Any], T | None], answer: httpx.Response) -> list[T]:
+        """The elements of a list that can be read; BadReply when it has elements and none of them can."""
+        raws = self._read(_LIST, answer)
+        found = [one for raw in raws if (one := read(raw)) is not None]
+        if raws and not found:
+            raise self._error(BadReply, answer.extensions["endpoint"], answer.status_code, "unexpected shape at 0")
+        return found
+
+    def _read_row(self, raw: Any) -> ActivityRow | None:
+        """A row, without the fields that cannot be read; None for one that cannot even be named.
+
+        One odd row must not keep the rows beside it from their reader: the next poll would meet it again.
+        """
+        if not isinstance(raw, dict) or not isinstance(raw.get("id"), str) or not raw["id"]:
+            log.error("client.unreadable_row", detail=type(raw).__name__)
+            return None
         try:
             return _ROW.validate_python(raw)
         except ValidationError as invalid:
-            odd = {error["loc"][0] for error in invalid.errors() if error["loc"]}
-        rest = {key: value for key, value in raw.items() if key not in odd} if isinstance(raw, dict) else raw
-        row = self._read(_ROW, response, rest)
-        log.warning("client.odd_row", activity_id=row.id, detail=", ".join(sorted(map(str, odd))))
-        return row
+            odd = {str(error["loc"][0]) for error in invalid.errors() if error["loc"]}
+        log.warning("client.odd_row", activity_id=raw["id"], detail=", ".join(sorted(odd)))
+        needed = {"workspace_id": self.workspace_id, "activity_type": "", "created_at": datetime.now(UTC)}
+        return _ROW.validate_python(needed | {key: value for key, value in raw.items() if key not in odd})
 
     def _read(self, shape: TypeAdapter[T], response: httpx.Response, body: Any = None) -> T:
         """The answer, or the given part of it, as `shape`."""
@@ -336,6 +354,20 @@ def _network_detail(error: httpx.HTTPError) -> str:
     return f"{type(error).__name__}: {cause}"[:DETAIL_CODE_POINTS]
 
 
+def _peer(raw: Any) -> Peer | None:
+    """A peer; None for one that cannot be read, which must not hide the others."""
+    try:
+        return _PEER.validate_python(raw)
+    except ValidationError:
+        log.warning("client.unreadable_peer")
+        return None
+
+
+def _whole_number(text: str) -> int | None:
+    """An integer of JSON; None for one longer than any we read, which Python would refuse to parse."""
+    return int(text) if len(text) <= MAX_INT_DIGITS else None
+
+
 def _json_object(response: httpx.Response) -> dict[str, Any] | None:
     try:
         body = _parsed(response)
@@ -346,7 +378,7 @@ def _json_object(response: httpx.Response) -> dict[str, Any] | None:
 
 def _parsed(response: httpx.Response) -> Any:
     """The JSON of an answer, every text in it valid Unicode: a lone surrogate could be neither stored nor sent on."""
-    body = response.json()
+    body = response.json(parse_int=_whole_number)
     if b"\\ud" not in response.content.lower():
         return body
     return json.loads(well_formed(json.dumps(body, ensure_ascii=False)))

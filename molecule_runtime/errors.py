@@ -102,7 +102,21 @@ class Unavailable(PlatformError):
 
 
 class Unauthorized(PlatformError):
-    pass
+    """`has_token`: whether a token was presented at all."""
+
+    has_token: bool = True
+
+    @property
+    def complaint(self) -> str:
+        return (
+            "refuses this workspace's token" if self.has_token else "wants a token for this workspace, and none is set"
+        )
+
+    @property
+    def cure(self) -> str:
+        if not self.has_token:
+            return "Set MOLECULE_WORKSPACE_TOKEN_FILE to a file that holds the token the canvas showed at creation."
+        return f"Check that WORKSPACE_ID and token belong together, or {TOKENS_TAB}."
 
 
 class WorkspaceRemoved(PlatformError):
@@ -209,7 +223,7 @@ OUTCOMES: dict[type[MoleculeError], Outcome] = {
         Retry.BACKOFF,
         4,
         "The platform at {error.base_url} cannot be reached ({error.detail}).",
-        "Retrying goes on by itself; check that it runs and that PLATFORM_URL is right.",
+        "Check that it runs and that PLATFORM_URL is right, then call again.",
     ),
     Unavailable: Outcome(
         Retry.AFTER,
@@ -220,8 +234,8 @@ OUTCOMES: dict[type[MoleculeError], Outcome] = {
     Unauthorized: Outcome(
         Retry.BACKOFF,
         3,
-        "The platform at {error.base_url} refuses this workspace's token (HTTP {error.status}).",
-        f"Check that WORKSPACE_ID and token belong together, or {TOKENS_TAB}.",
+        "The platform at {error.base_url} {error.complaint} (HTTP {error.status}).",
+        "{error.cure}",
     ),
     WorkspaceRemoved: Outcome(
         Retry.NO,

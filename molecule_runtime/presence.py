@@ -92,12 +92,17 @@ class Presence:
         self._keep_secret = keep_secret
         self._on_snapshot = on_snapshot
         self._snapshot = PresenceSnapshot(PresenceState.STARTING, since=clock.now())
+        self._failure: MoleculeError | None = None
         self._started_at = clock.monotonic()
         self._drift_s = self._drift()
         self._removal_checked_at = clock.monotonic()
 
     def snapshot(self) -> PresenceSnapshot:
         return self._snapshot
+
+    def failure(self) -> MoleculeError | None:
+        """Why the platform does not hear this workspace now; None while it does."""
+        return self._failure
 
     async def run(self) -> None:
         """Register, then beat until cancelled; register again after a refusal: that restores card and delivery mode."""
@@ -224,6 +229,8 @@ class Presence:
             consecutive_failures=0 if ok else before.consecutive_failures + (error is not None),
             last_error=str(advice(error)) if error is not None else (None if ok else before.last_error),
         )
+        if ok or error is not None:
+            self._failure = error
         if before.state is not state:
             detail = str(error) if error is not None else None
             level = log.info if state in {PresenceState.ONLINE, PresenceState.STOPPED} else log.warning

@@ -21,6 +21,8 @@ from molecule_runtime.text import well_formed
 WAIT_CAP_SECS = 50
 """No request of a host stays open longer: the shortest call limit met is 60 s (clients.md 1.4)."""
 DEFAULT_POLL_TIMEOUT_SECS = 2
+MIN_TOKEN_CHARS = 32
+"""A word of so many letters and digits is a token, not a file name (a token has 43, contract 1.2)."""
 
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"", "0", "false", "no", "off"})
@@ -110,6 +112,21 @@ def _header(value: Any) -> Any:
     return text
 
 
+def _token_path(value: Any) -> Any:
+    """A path; a token put here by mistake is refused, and so never repeated in an error."""
+    text = str(value)
+    if len(text) >= MIN_TOKEN_CHARS and all(char.isalnum() or char in "-_" for char in text):
+        raise ValueError("must be the path of a file, not the token itself")
+    return value
+
+
+def _absolute_dir(value: Any) -> Any:
+    """An absolute path: the working directory is the host's, another one each time."""
+    if not str(value).startswith("~") and not Path(str(value)).is_absolute():
+        raise ValueError("must be an absolute path")
+    return value
+
+
 def _poll_timeout(value: Any) -> int:
     """Bad values become the default, large ones the cap: a wrong number must not keep an agent offline."""
     try:
@@ -150,10 +167,10 @@ class Settings(BaseModel):
     token: Annotated[SecretStr | None, BeforeValidator(_token)] = Field(
         None, alias="MOLECULE_WORKSPACE_TOKEN", description="The workspace's bearer token, inline."
     )
-    token_file: Path | None = Field(
+    token_file: Annotated[Path | None, BeforeValidator(_token_path)] = Field(
         None, alias="MOLECULE_WORKSPACE_TOKEN_FILE", description="A file that holds the token and nothing else."
     )
-    configs_dir: Path | None = Field(
+    configs_dir: Annotated[Path | None, BeforeValidator(_absolute_dir)] = Field(
         None,
         alias="CONFIGS_DIR",
         description="State directory; default /configs if it exists and is writable, else ~/.molecule-workspace.",

@@ -184,7 +184,10 @@ class OwnerLock:
 
 
 def _make_private_dir(path: Path) -> None:
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """Make a directory and its missing parents, all 0700 (`mkdir(parents=True)` leaves the parents to the umask)."""
+    if not path.parent.exists():
+        _make_private_dir(path.parent)
+    path.mkdir(mode=0o700, exist_ok=True)
 
 
 def _probe(path: Path) -> None:

@@ -131,9 +131,9 @@ class Workspace:
 
     def feed_error(self) -> MoleculeError | None:
         """Why no new message can come in now; None while the feed is read (by this process or another)."""
-        if self._inbox.held and self._poller is not None:
+        if self._inbox.held and self._poller is not None and self._poller.health().last_error is not None:
             return self._poller.health().last_error
-        return None
+        return self._inbox.lock_error or (self.presence.failure() if self._beat.held else None)
 
     def waiting(self) -> int:
         """Messages that nobody has been handed yet."""
@@ -185,10 +185,10 @@ class Workspace:
                     "Check the disk. Some messages may be offered a second time.",
                 )
             )
-        presence = self.presence.snapshot()
-        if self._beat.held and presence.last_error is not None:
-            found.append(Problem(f"presence.{presence.state.value}", presence.last_error, "See the platform's state."))
-        feed = self.feed_error()
+        unheard = self.presence.failure() if self._beat.held else None
+        if unheard is not None:
+            found.append(_problem(f"presence.{self.presence.snapshot().state.value}", unheard))
+        feed = self._poller.health().last_error if self._poller is not None and self._inbox.held else None
         if feed is not None:
             found.append(_problem("inbox.feed", feed))
         return found

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from docs.generate import PAGES
+from molecule_runtime import __version__
 from molecule_runtime.errors import OUTCOMES
 from molecule_runtime.presence import PresenceState
 from molecule_runtime.settings import Settings
@@ -73,8 +74,11 @@ def test_an_example_runs_and_checks_itself(example: str, tmp_path: Path) -> None
 
 
 def test_the_changelog_knows_the_version() -> None:
-    """CHANGELOG.md: Keep a Changelog."""
-    assert "## [Unreleased]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    """CHANGELOG.md: a released version has a heading, one in the making is Unreleased; hosts see the same version."""
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    released = re.findall(r"^## \[(\d+\.\d+\.\d+)\]", changelog, re.MULTILINE)
+    assert __version__ in released or "## [Unreleased]" in changelog
+    assert all(tuple(map(int, old.split("."))) <= tuple(map(int, __version__.split("."))) for old in released)
 
 
 def test_no_registry_address_and_no_path_of_a_machine_is_in_the_repository() -> None:

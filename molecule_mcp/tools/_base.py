@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from molecule_runtime.errors import InvalidArgument, MoleculeError, advice
 from molecule_runtime.runtime import RuntimeThread
 from molecule_runtime.settings import Settings, ToolSet
+from molecule_runtime.text import redact
 
 T = TypeVar("T")
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -110,12 +111,12 @@ async def run_tool(tool: Tool, context: ToolContext, arguments: Mapping[str, Any
 
 def failure(error: MoleculeError) -> ToolResult:
     """The result of every tool while the settings are wrong: all problems and their fixes."""
-    return ToolResult(error_text=str(advice(error)))
+    return ToolResult(error_text=redact(str(advice(error))))
 
 
 def _error_text(context: ToolContext, error: MoleculeError) -> str:
     presence = context.bridge.glance(lambda runtime: runtime.workspace.presence_sentence())
-    return " ".join(part for part in (str(advice(error)), presence) if part)
+    return redact(" ".join(part for part in (str(advice(error)), presence) if part))
 
 
 def _validate(tool: Tool, arguments: Mapping[str, Any] | None) -> Arguments:

@@ -25,9 +25,10 @@ def _not_blank(text: str) -> str:
 
 def _uuid_text(text: str) -> str:
     try:
-        return str(uuid.UUID(text.strip()))
+        uuid.UUID(text.strip())
     except ValueError:
         raise ValueError("must be the activity_id of a message, a UUID") from None
+    return text.strip()
 
 
 NonBlank = Annotated[str, AfterValidator(_not_blank)]
@@ -35,7 +36,9 @@ ActivityId = Annotated[str, AfterValidator(_uuid_text), Field(description="The m
 
 
 class WaitArguments(Arguments):
-    timeout_secs: float | None = Field(None, description=f"Seconds, 0 to {WAIT_CAP_SECS}; larger values count as 50.")
+    timeout_secs: float | None = Field(
+        None, description=f"Seconds, 0 to {WAIT_CAP_SECS}; larger values count as 50.", allow_inf_nan=False
+    )
 
 
 class PeekArguments(Arguments):

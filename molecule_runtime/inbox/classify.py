@@ -6,6 +6,7 @@ not know is delivered as the message it looks like.
 
 from __future__ import annotations
 
+import uuid
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
@@ -110,7 +111,7 @@ def _delegation_result(row: ActivityRow) -> Message:
         text=str(text or row.summary or ""),
         created_at=rfc3339(row.created_at),
         method=Method.DELEGATE_RESULT.value,
-        delegation_id=str(delegation_id) if delegation_id else None,
+        delegation_id=_uuid_or_none(delegation_id),
     )
 
 
@@ -146,7 +147,7 @@ def _delegation_id(body: object) -> str | None:
         value = body["params"]["message"]["metadata"]["delegation_id"]  # type: ignore[index]
     except (KeyError, TypeError, IndexError):
         return None
-    return value if isinstance(value, str) else None
+    return _uuid_or_none(value)
 
 
 def _file_part(part: object) -> FilePart | None:
@@ -162,6 +163,14 @@ def _file_part(part: object) -> FilePart | None:
         mime_type=_text_or_none(file.get("mimeType")) or _text_or_none(file.get("mediaType")),
         size=_int_or_none(file.get("size")),
     )
+
+
+def _uuid_or_none(value: object) -> str | None:
+    """An id of a delegation; anything else that stands there is a stranger's text and is not passed on."""
+    try:
+        return str(uuid.UUID(value)) if isinstance(value, str) else None
+    except ValueError:
+        return None
 
 
 def _text_or_none(value: object) -> str | None:

@@ -214,6 +214,11 @@ class Journal:
             db.execute("DELETE FROM messages WHERE state = 'handled' AND handled_at < ?", (now - HANDLED_KEPT_S,))
         return added
 
+    def note_read(self, moment: float) -> None:
+        """The feed was read up to `moment` and there was nothing: a later read without a cursor begins there."""
+        with self._writing() as db:
+            db.execute("UPDATE position SET backlog = 0, last_row_at = MAX(COALESCE(last_row_at, 0), ?)", (moment,))
+
     def forget_cursor(self) -> None:
         """After a 410: the next read goes by time, and known ids are passed over."""
         with self._writing() as db:

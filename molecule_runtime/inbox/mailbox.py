@@ -31,6 +31,8 @@ OTHER_PROCESS_CHECK_S = 0.5
 """How soon a wait notices what another process wrote or gave back."""
 RECLAIM_EVERY_S = 1.5
 """agent-side 4: a dead session's leases are back within 2 s."""
+MAX_ATTACHMENTS = 64
+"""As many as a platform takes in one message (contract 5.1)."""
 FILES_LATER = "files are not fetched by this version of molecule-mcp"
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -135,6 +137,7 @@ class Mailbox:
     async def pop(self, activity_id: str) -> bool:
         """Mark a message as handled, whoever holds it; False when it was already, or never was."""
         done = await self._journal.off_loop(self._journal.handle, activity_id, now=self._clock.now().timestamp())
+        self._text_file(activity_id).unlink(missing_ok=True)
         await self.recount()
         return done
 
@@ -229,7 +232,7 @@ class Mailbox:
             "peer_name": peer.name if peer else None,
             "peer_role": peer.role if peer else None,
             "text": message.text,
-            "attachments": [_attachment(part) for part in message.files],
+            "attachments": [_attachment(part) for part in message.files[:MAX_ATTACHMENTS]],
             "created_at": message.created_at,
             "attempt": entry.attempt,
             "state": entry.state.value,
@@ -242,9 +245,12 @@ class Mailbox:
             view["text_path"] = self._whole_text(entry)
         return view
 
+    def _text_file(self, activity_id: str) -> Path:
+        return self._state.texts / f"{hashlib.sha256(activity_id.encode()).hexdigest()[:32]}.txt"
+
     def _whole_text(self, entry: Entry) -> str | None:
         """The path of a file with the whole text; named by a digest, never by an id from outside."""
-        file = self._state.texts / f"{hashlib.sha256(entry.message.activity_id.encode()).hexdigest()[:32]}.txt"
+        file = self._text_file(entry.message.activity_id)
         try:
             if not file.exists():
                 self._state.write_private(file, entry.message.text)
@@ -257,7 +263,7 @@ class Mailbox:
 def _attachment(part: FilePart) -> dict[str, Any]:
     return {
         "name": clean_name(part.name) or "file",
-        "mime_type": part.mime_type,
+        "mime_type": clean_name(part.mime_type),
         "size": part.size,
         "status": "failed",
         "path": None,

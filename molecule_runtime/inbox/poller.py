@@ -21,7 +21,7 @@ import structlog
 
 from molecule_runtime.client import PlatformClient
 from molecule_runtime.clock import Clock, wait_for_event
-from molecule_runtime.errors import CursorExpired, MoleculeError, Unavailable, advice
+from molecule_runtime.errors import CursorExpired, MoleculeError, Unavailable, Unreachable, advice
 from molecule_runtime.inbox.classify import Echo, Kind, Message, UploadNotice, classify
 from molecule_runtime.inbox.journal import Journal
 from molecule_runtime.retry import POLL
@@ -78,6 +78,7 @@ class Poller:
         self._doorbell_is_up = doorbell_is_up
         self._rung = asyncio.Event()
         self._health = InboxHealth()
+        self._page_divisor = 1
         self._busy_until = -math.inf
         self._has_seq = True
         self._overlap_read_at = clock.now()
@@ -103,6 +104,7 @@ class Poller:
                 log.exception("poller.iteration_failed", error=type(bug).__name__)
                 await self._pause(POLL.cap_s)
                 continue
+            self._page_divisor = max(1, self._page_divisor // 2)
             self._health = InboxHealth(last_ok_at=self._clock.now())
             await self._pause(RUNG_AGAIN_S if was_rung and not found else self._idle_s())
 
@@ -119,13 +121,14 @@ class Poller:
             return await self._read_window()
         while True:
             try:
-                rows = await self._client.activity(since_id=cursor, limit=PAGE_ROWS)
+                limit = max(1, PAGE_ROWS // self._page_divisor)
+                rows = await self._client.activity(since_id=cursor, limit=limit)
             except CursorExpired:
                 log.info("poller.cursor_expired")
                 await self._journal.off_loop(self._journal.forget_cursor)
                 return found + await self._read_window()
             found += await self._keep(rows)
-            if len(rows) < PAGE_ROWS or rows[-1].id == cursor:  # a platform that repeats itself would never end
+            if len(rows) < limit or rows[-1].id == cursor:  # a platform that repeats itself would never end
                 break
             cursor = rows[-1].id
         return found if self._has_seq else found + await self._read_overlap()
@@ -150,7 +153,10 @@ class Poller:
             if away < 0:
                 away = WINDOW_MAX_S  # the clock was set back: nobody knows how long we were away
             seconds = min(max(math.ceil(away) + WINDOW_MARGIN_S, WINDOW_MIN_S), WINDOW_MAX_S)
+        began = self._clock.now().timestamp()
         rows = await self._window(seconds)
+        if not rows:
+            await self._journal.off_loop(self._journal.note_read, began)
         return await self._keep(rows)
 
     async def _window(self, seconds: int) -> list[ActivityRow]:
@@ -159,11 +165,12 @@ class Poller:
         known: set[str] = set()
         before: datetime | None = None
         while True:
-            page = await self._client.activity(since_secs=seconds, before=before, limit=WINDOW_PAGE_ROWS)
+            limit = max(1, WINDOW_PAGE_ROWS // self._page_divisor)
+            page = await self._client.activity(since_secs=seconds, before=before, limit=limit)
             fresh = [row for row in page if row.id not in known]
             newest_first += fresh
             known.update(row.id for row in fresh)
-            if len(page) < WINDOW_PAGE_ROWS:
+            if len(page) < limit:
                 return newest_first[::-1]
             # `before_ts` is exclusive: ask for the oldest instant again, in case more rows share it
             before = page[-1].created_at + timedelta(microseconds=1 if fresh else 0)
@@ -211,6 +218,8 @@ class Poller:
         A ring cuts the wait short, because the platform is back; but never a wait that the platform asked for.
         """
         failures = self._health.consecutive_failures + 1
+        if isinstance(error, Unreachable):  # perhaps the page is too much for the line: ask for less
+            self._page_divisor = min(self._page_divisor * 2, WINDOW_PAGE_ROWS)
         if failures == 1 or type(error) is not type(self._health.last_error):
             log.warning("poller.failed", error=type(error).__name__, detail=str(error))
         self._health = replace(self._health, consecutive_failures=failures, last_error=error)

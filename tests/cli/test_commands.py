@@ -94,7 +94,7 @@ def test_a_platform_that_cannot_start_says_why_in_a_sentence(
 
 def test_a_missing_driver_for_postgresql_is_named_with_its_pip_command() -> None:
     """ours: the extra [postgres] is needed only by those who ask for it."""
-    program = "import sys; sys.modules['asyncpg'] = None; from molecule_mcp.__main__ import main; main()"
+    program = "import sys; sys.modules['asyncpg'] = None; from molecule_mcp.__main__ import main; sys.exit(main())"
     done = subprocess.run(
         [sys.executable, "-c", program, "platform", "--port", "0", "--db", "postgresql+asyncpg://127.0.0.1:9/d"],
         env=clean_env(),

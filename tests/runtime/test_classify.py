@@ -75,12 +75,15 @@ def test_who_speaks_is_told_by_source_and_method(fields: dict[str, Any], expecte
     assert (found.kind if isinstance(found, Message) else None) == expected
 
 
+DELEGATION = "66666666-6666-4666-8666-666666666666"
+
+
 def test_a_delegation_is_known_by_its_metadata() -> None:
     """Contract 0.8: params.message.metadata.delegation_id, when it is a text."""
-    message = {"parts": [{"kind": "text", "text": "do it"}], "metadata": {"delegation_id": "d1"}}
+    message = {"parts": [{"kind": "text", "text": "do it"}], "metadata": {"delegation_id": DELEGATION}}
     found = of(row(1, source_id=PEER, request_body={"params": {"message": message}}))
     assert isinstance(found, Message)
-    assert (found.text, found.delegation_id, found.peer_id) == ("do it", "d1", PEER)
+    assert (found.text, found.delegation_id, found.peer_id) == ("do it", DELEGATION, PEER)
     message["metadata"] = {"delegation_id": {"not": "a text"}}
     found = of(row(1, source_id=PEER, request_body={"params": {"message": message}}))
     assert isinstance(found, Message)

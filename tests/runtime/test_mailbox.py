@@ -315,3 +315,13 @@ async def test_lock_files_of_dead_sessions_are_cleared_away_and_those_of_the_liv
     async with lone_client() as client:
         second = opened(journal, state, clock, PeerDirectory(client, clock=clock))
     assert {file.stem for file in state.sessions.iterdir()} == {mailbox.session, second.session}
+
+
+async def test_the_whole_text_goes_with_the_message_it_belongs_to(mailbox: Mailbox, journal: Journal) -> None:
+    """Ours: what is handled leaves nothing to be read."""
+    fill(journal, 1, text="x" * 9_000)
+    shown = await mailbox.wait(0, key="a")
+    assert shown is not None
+    assert Path(shown["text_path"]).read_text(encoding="utf-8") == "x" * 9_000
+    assert await mailbox.pop(shown["activity_id"])
+    assert not Path(shown["text_path"]).exists()

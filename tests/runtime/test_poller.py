@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 
 from molecule_runtime.client import PlatformClient
 from molecule_runtime.clock import ManualClock
-from molecule_runtime.errors import BadReply, JournalUnusable, Unavailable, Unreachable
+from molecule_runtime.errors import JournalUnusable, Unavailable, Unreachable
 from molecule_runtime.inbox.classify import Kind, Message
 from molecule_runtime.inbox.journal import Journal
 from molecule_runtime.inbox.poller import InboxHealth, Poller, peers_in
@@ -417,15 +417,16 @@ async def test_a_row_with_an_odd_field_does_not_stop_the_feed(
 
 
 @respx.mock
-async def test_a_row_without_an_id_is_not_stepped_over(journal: Journal, clock: ManualClock, heard: Heard) -> None:
-    """design: nothing of the failed page was kept and the cursor did not move."""
+async def test_a_row_without_an_id_does_not_keep_the_others_from_the_agent(
+    journal: Journal, clock: ManualClock, heard: Heard
+) -> None:
+    """Ours: it can be neither named nor handled, and the next poll would meet it again."""
     nameless = row(2) | {"id": None}
-    respx.get(FEED).mock(side_effect=feed([row(1), nameless], []))
+    undated = row(3) | {"created_at": "yesterday"}
+    respx.get(FEED).mock(side_effect=feed([undated, row(1), nameless], []))
     async with lone_poller(journal, clock, heard) as poller:
-        with pytest.raises(BadReply):
-            await poller.poll_once()
-    assert texts(journal) == []
-    assert journal.position().cursor is None
+        assert await poller.poll_once() == 2
+    assert len(texts(journal)) == 2
 
 
 @respx.mock
@@ -517,3 +518,31 @@ async def test_the_peers_that_speak_are_named() -> None:
     peer = message(1, kind=Kind.PEER_AGENT, peer_id="p")
     assert peers_in([peer, message(2), message(3, kind=Kind.DELEGATION_RESULT)]) == {"p"}
     assert START.tzinfo is UTC
+
+
+@respx.mock
+async def test_what_was_read_and_found_empty_is_where_the_next_life_begins(
+    journal: Journal, clock: ManualClock, heard: Heard
+) -> None:
+    """Contract 4.3: the window is the time since the last successful read, also when there was no row in it."""
+    route = respx.get(FEED).mock(side_effect=feed([], [row(1)]))
+    async with lone_poller(journal, clock, heard) as poller:
+        assert await poller.poll_once() == 0
+    clock.advance(1_200)
+    async with lone_poller(journal, clock, heard) as poller:
+        await poller.poll_once()
+    assert [call.request.url.params["since_secs"] for call in route.calls] == ["600", "1260"]
+
+
+@respx.mock
+async def test_a_page_that_is_too_much_for_the_line_is_asked_for_in_smaller_pieces(
+    journal: Journal, clock: ManualClock, heard: Heard
+) -> None:
+    """Ours: a hundred rows of a megabyte do not come in ten seconds over every line."""
+    journal.append([], cursor=row(1)["id"], last_row_at=1.0, now=1.0)
+    route = respx.get(FEED).mock(side_effect=httpx.ReadTimeout("slow"))
+    async with lone_poller(journal, clock, heard) as poller, running(poller.run):
+        for _ in range(3):
+            await wait_for_the_next(clock, lambda: route.call_count)
+        asked = [int(call.request.url.params["limit"]) for call in route.calls]
+    assert asked[:4] == [100, 50, 25, 12]

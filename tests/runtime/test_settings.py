@@ -240,3 +240,16 @@ def test_other_variables_are_left_alone() -> None:
 def test_a_token_may_be_anything_that_a_header_can_carry(token: str) -> None:
     """Contract 1.2: tokens are opaque."""
     assert token_flaw(token) is None
+
+
+def test_a_token_in_the_place_of_a_path_is_refused_and_not_repeated() -> None:
+    """Ours: what is said of a setting reaches the agent, so the misplaced token must not."""
+    token = "AbCdEfGhIjKlMnOpQrStUvWxYz0123456789_-AbCde"
+    found = problems(MOLECULE_WORKSPACE_TOKEN_FILE=token)
+    assert [problem.id for problem in found] == ["settings.MOLECULE_WORKSPACE_TOKEN_FILE"]
+    assert token not in repr(found)
+
+
+def test_a_state_directory_below_the_working_directory_is_refused() -> None:
+    """Clients 4: the working directory is the host's, another one each time."""
+    assert [problem.id for problem in problems(CONFIGS_DIR="state")] == ["settings.CONFIGS_DIR"]

@@ -148,3 +148,14 @@ def test_every_path_lies_in_the_directory_of_its_workspace(tmp_path: Path) -> No
         "texts",
     ]
     assert {path.parent for path in names} == {tmp_path / WORKSPACE}
+
+
+def test_missing_parents_are_made_private_and_those_that_exist_are_left(tmp_path: Path) -> None:
+    """agent-side 1: 0700; what others made is not ours to change."""
+    tmp_path.chmod(0o755)
+    opened = StateDir.open(tmp_path / "a" / "b", home=tmp_path)
+    assert [oct(path.stat().st_mode & 0o777) for path in (tmp_path, tmp_path / "a", opened.root)] == [
+        "0o755",
+        "0o700",
+        "0o700",
+    ]

@@ -299,7 +299,8 @@ async def test_a_feed_that_cannot_be_read_is_told_from_a_quiet_one(
     async with running(workspace.run), ticking(clock):
         await until(lambda: workspace.feed_error() is not None)
         await until(lambda: workspace.presence.snapshot().state.value == "unauthorized")
-        assert sorted(one.id for one in workspace.problems()) == ["inbox.feed", "presence.unauthorized"]
+        both = ["inbox.feed", "presence.unauthorized"]
+        await until(lambda: sorted(one.id for one in workspace.problems()) == both)
         assert workspace.presence_sentence() == "Presence: unauthorized."
 
 

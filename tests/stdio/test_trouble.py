@@ -400,3 +400,38 @@ def test_the_token_is_nowhere_to_be_read(platform_process: PlatformProcess, sett
     assert "presence.registered" in said
     assert token not in said
     assert os.path.getsize(tmp_path / "log" / "molecule-mcp.log") > 0
+
+
+def test_a_token_that_is_not_set_is_named_as_what_is_missing(platform_process: PlatformProcess, tmp_path: Path) -> None:
+    """Agent-side 2: missing settings reach the agent; "refused" would send it looking for a wrong token."""
+    settings = platform_process.create_workspace("no token")
+    del settings["MOLECULE_WORKSPACE_TOKEN"]
+    with Host(settings, state=tmp_path) as host:
+        host.initialize()
+        eventually(
+            lambda: host.call("runtime_status")["workspaces"][0]["presence"]["state"],
+            within_s=5,
+            until=lambda state: state == "unauthorized",
+        )
+        said = host.call_error("wait_for_message", timeout_secs=0)
+        assert "none is set" in said
+        assert "MOLECULE_WORKSPACE_TOKEN_FILE" in said
+        (problem,) = [p for p in host.call("runtime_status")["problems"] if p["id"] == "presence.unauthorized"]
+        assert "MOLECULE_WORKSPACE_TOKEN_FILE" in problem["fix"]
+
+
+def test_a_wait_without_end_cannot_be_asked_for(tmp_path: Path) -> None:
+    """Agent-side 5: at most 50 s; JSON has no NaN, but a text can say it."""
+    with Host(no_platform(), state=tmp_path) as host:
+        host.initialize()
+        for odd in ("nan", "inf", "-inf"):
+            assert "timeout_secs" in host.call_error("wait_for_message", timeout_secs=odd)
+
+
+def test_a_log_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
+    """Ours: the directory of logs may be a file, or the log a directory."""
+    (tmp_path / "log").touch()
+    with Host(no_platform(), state=tmp_path) as host:
+        host.initialize()
+        assert host.call("runtime_status")["log_file"] is None
+        assert "serve.no_log_file" in host.stderr()

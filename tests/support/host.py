@@ -18,6 +18,8 @@ from typing import Any, Self
 
 from tests.support.platform import clean_env
 
+CONSOLE_SCRIPT = str(Path(sys.executable).with_name("molecule-mcp"))
+"""What a host is told to spawn: the installed command beside this interpreter."""
 ANSWER_S = 20.0
 """Nothing a test asks for takes longer; importing the SDK on a busy machine takes a few seconds."""
 
@@ -30,7 +32,7 @@ class Host:
         settings: dict[str, str],
         *,
         state: Path,
-        command: Sequence[str] = (sys.executable, "-m", "molecule_mcp"),
+        command: Sequence[str] = (CONSOLE_SCRIPT,),
         reads: bool = True,
         preexec_fn: Callable[[], None] | None = None,
         **env: str,
