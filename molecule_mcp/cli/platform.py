@@ -116,5 +116,12 @@ def _database(given: str) -> str:
         return given
     path = Path(given).expanduser().absolute()
     if path == DEFAULT_DATABASE.expanduser():
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make_private(path.parent)
     return str(path)
+
+
+def _make_private(directory: Path) -> None:
+    """Make what is missing of the path for its owner alone; mkdir(parents=True) would leave parents to the umask."""
+    missing = [part for part in (directory, *directory.parents) if not part.exists()]
+    for part in reversed(missing):
+        part.mkdir(mode=0o700, exist_ok=True)

@@ -12,6 +12,7 @@ the same file.
 from __future__ import annotations
 
 import asyncio
+import os
 import queue
 import sqlite3
 import threading
@@ -38,6 +39,7 @@ READERS = 2
 """Reading threads: SQLite's part of a read is short, and Python runs one thread at a time."""
 GROUP = 64
 """Works in one transaction at most, so that the first of a long queue does not wait for the last."""
+_CREATION = threading.Lock()
 
 T = TypeVar("T")
 
@@ -78,6 +80,7 @@ class SqliteDatabase:
 
     def migrate(self) -> None:
         """Bring the schema to the newest revision; blocks."""
+        _create_private(self._url)
         engine = _engine(self._url, begin="BEGIN IMMEDIATE", read_only=False)
         _switch_to_wal(engine)
         with engine.begin() as connection:
@@ -228,6 +231,20 @@ def _engine(url: URL, *, begin: str, read_only: bool) -> Engine:
         connection.exec_driver_sql(begin)
 
     return engine
+
+
+def _create_private(url: URL) -> None:
+    """Make a missing database file, readable by its owner alone: SQLite would go by the umask.
+
+    The write-ahead log and its index take their modes from the file. One that is there is not touched. What cannot be
+    made is left to SQLite, which says why.
+    """
+    if not url.database or url.database == ":memory:" or "uri" in url.query:
+        return
+    # Closing a file ends every lock that this process has on it, so no other store may open it in between.
+    with _CREATION, suppress(OSError):
+        # SQLite creates what a dangling link names, O_EXCL refuses to.
+        os.close(os.open(os.path.realpath(url.database), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
 
 
 def _switch_to_wal(engine: Engine) -> None:
