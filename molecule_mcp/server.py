@@ -49,11 +49,12 @@ def build_server(
     """The server over a running runtime, or, with `trouble`, one whose every tool says what is wrong."""
     listed = listed_tools(settings, tools)
     by_name = {tool.name: tool for tool in listed}
+    several = settings is not None and len(settings.workspaces) > 1
 
     async def list_tools(
         _context: Context, _params: mcp_types.PaginatedRequestParams | None
     ) -> mcp_types.ListToolsResult:
-        return mcp_types.ListToolsResult(tools=[describe(tool) for tool in listed])
+        return mcp_types.ListToolsResult(tools=[describe(tool, several_workspaces=several) for tool in listed])
 
     async def call_tool(context: Context, params: mcp_types.CallToolRequestParams) -> mcp_types.CallToolResult:
         tool = by_name.get(params.name)
@@ -82,13 +83,13 @@ def build_server(
     )
 
 
-def describe(tool: Tool) -> mcp_types.Tool:
+def describe(tool: Tool, *, several_workspaces: bool = False) -> mcp_types.Tool:
     """A tool as `tools/list` shows it; no output schema, because hosts would then hide the text (clients.md 4)."""
     return mcp_types.Tool(
         name=tool.name,
         title=tool.title,
         description=tool.description,
-        input_schema=tool.input_schema(),
+        input_schema=tool.input_schema(several_workspaces=several_workspaces),
         annotations=mcp_types.ToolAnnotations(
             read_only_hint=tool.hints.read_only,
             destructive_hint=tool.hints.destructive,

@@ -18,7 +18,7 @@ class SendToUserArguments(Arguments):
 
 async def send_message_to_user(context: ToolContext, args: SendToUserArguments) -> dict[str, Any]:
     async def send(runtime: Runtime) -> None:
-        await messages.send_to_user(runtime.workspace.client, args.message)
+        await messages.send_to_user(runtime.route(context.workspace_id).client, args.message)
 
     await context.bridge.call(send, to_the_end=True)
     return {"status": "sent", "attachments": []}

@@ -23,5 +23,6 @@ TOOLS = (
         arguments=NoArguments,
         hints=Hints(read_only=True, destructive=False, idempotent=True, open_world=False),
         handler=runtime_status,
+        acts_for=None,
     ),
 )

@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import os
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,22 @@ FILES_LATER = "files are not fetched by this version of molecule-mcp"
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
+class Arrivals:
+    """Wakes everyone who waits for a message; the mailboxes of one process share it. For one event loop."""
+
+    def __init__(self) -> None:
+        self._next = asyncio.Event()
+
+    @property
+    def next(self) -> asyncio.Event:
+        """Set when something arrives from now on. Take it before looking, or an arrival in between is missed."""
+        return self._next
+
+    def announce(self) -> None:
+        self._next.set()
+        self._next = asyncio.Event()
+
+
 class Mailbox:
     """What tools do with messages. `session` names this process in the journal."""
 
@@ -50,6 +66,7 @@ class Mailbox:
         clock: Clock,
         directory: PeerDirectory,
         lease_s: float,
+        arrivals: Arrivals | None = None,
     ) -> None:
         self._journal = journal
         self._state = state
@@ -57,7 +74,7 @@ class Mailbox:
         self._clock = clock
         self._directory = directory
         self._lease_s = lease_s
-        self._arrival = asyncio.Event()
+        self._arrivals = arrivals or Arrivals()
         self._answering: set[str] = set()
         self.session = uuid.uuid4().hex
         self._session_lock = OwnerLock(self._lock_file(self.session))
@@ -99,8 +116,7 @@ class Mailbox:
 
     def announce(self) -> None:
         """Wake everyone who waits: something was written. Call in the runtime's event loop."""
-        self._arrival.set()
-        self._arrival = asyncio.Event()
+        self._arrivals.announce()
 
     def counts(self) -> Counts:
         """How many messages are new, leased, parked; at most seconds old."""
@@ -111,16 +127,12 @@ class Mailbox:
 
         `key` names this call for `give_back`, should the caller be gone when the message comes.
         """
-        deadline = self._clock.monotonic() + timeout_s
-        while True:
-            arrival = self._arrival
-            entry = await self._lease(key)
-            if entry is not None:
-                return self._view(entry)
-            remaining = deadline - self._clock.monotonic()
-            if remaining <= 0:
-                return None
-            await wait_for_event(arrival, min(remaining, OTHER_PROCESS_CHECK_S), self._clock)
+        return await wait_for_any([self], timeout_s, key=key, arrivals=self._arrivals, clock=self._clock)
+
+    async def take(self, key: str) -> dict[str, Any] | None:
+        """Lease the next message if there is one, without waiting."""
+        entry = await self._lease(key)
+        return self._view(entry) if entry is not None else None
 
     async def give_back(self, key: str) -> None:
         """A call that was cancelled returns what it leased; nobody saw it, so the attempt does not count."""
@@ -258,6 +270,26 @@ class Mailbox:
             log.warning("mailbox.text_not_written", detail=str(error))
             return None
         return os.fspath(file)
+
+
+async def wait_for_any(
+    mailboxes: Sequence[Mailbox], timeout_s: float, *, key: str, arrivals: Arrivals, clock: Clock
+) -> dict[str, Any] | None:
+    """Lease the next message of the first mailbox that has one, waiting up to `timeout_s`; None when none came.
+
+    `key` names this call for `give_back`, as in `Mailbox.wait`.
+    """
+    deadline = clock.monotonic() + timeout_s
+    while True:
+        arrival = arrivals.next
+        for mailbox in mailboxes:
+            found = await mailbox.take(key)
+            if found is not None:
+                return found
+        remaining = deadline - clock.monotonic()
+        if remaining <= 0:
+            return None
+        await wait_for_event(arrival, min(remaining, OTHER_PROCESS_CHECK_S), clock)
 
 
 def _attachment(part: FilePart) -> dict[str, Any]:

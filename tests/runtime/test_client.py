@@ -475,7 +475,7 @@ async def test_a_token_saved_by_another_process_is_found(tmp_path: Path) -> None
         )
     )
     told = settings(token=None)
-    async with PlatformClient(BASE_URL, WORKSPACE, Credentials(told, state)) as client:
+    async with PlatformClient(BASE_URL, WORKSPACE, Credentials(told.workspaces[0], state)) as client:
         with pytest.raises(Unauthorized):
             await client.get_workspace()
         state.write_private(state.token_file, TOKEN)
@@ -508,7 +508,9 @@ async def socket_that(serve: Callable[[asyncio.StreamWriter], Awaitable[None]]) 
 async def fails_at(url: str, *, timeout: float = 10) -> PlatformError:
     """The error of a call there."""
     told = settings(PLATFORM_URL=url)
-    async with PlatformClient(told.platform_url, WORKSPACE, Credentials(told, None)) as client:
+    async with PlatformClient(
+        told.workspaces[0].platform_url, WORKSPACE, Credentials(told.workspaces[0], None)
+    ) as client:
         with anyio.fail_after(5), pytest.raises(PlatformError) as raised:
             await client._call("GET", f"/workspaces/{WORKSPACE}", timeout=timeout)
     assert TOKEN not in f"{raised.value} {raised.value!r}"
@@ -580,7 +582,7 @@ from molecule_runtime.errors import SettingsError
 from molecule_runtime.settings import Settings
 told = Settings.from_env({"PLATFORM_URL": "https://h", "WORKSPACE_ID": "11111111-1111-4111-8111-111111111111"})
 try:
-    PlatformClient("https://canvas.example.com", told.workspace_id, Credentials(told, None))
+    PlatformClient("https://canvas.example.com", told.workspaces[0].id, Credentials(told.workspaces[0], None))
 except SettingsError as error:
     print([problem.id for problem in error.problems])
 """,

@@ -95,7 +95,7 @@ def test_the_socket_lies_beside_the_platform(base: str, url: str) -> None:
 
 def client_at(url: str, workspace_id: str = WORKSPACE, token: str = TOKEN) -> PlatformClient:
     told = settings(workspace_id, token, PLATFORM_URL=url)
-    return PlatformClient(told.platform_url, workspace_id, Credentials(told, None))
+    return PlatformClient(told.workspaces[0].platform_url, workspace_id, Credentials(told.workspaces[0], None))
 
 
 async def test_a_message_rings_within_a_second(tmp_path: Path) -> None:

@@ -24,7 +24,19 @@ from molecule_runtime.reference_platform.services import tokens
 from molecule_runtime.state import WorkspaceState
 from tests.reference_platform.support import BASE_URL, Member, Platform
 
-from .support import START, TOKEN, WORKSPACE, Wire, exchange, idle, lone_client, pass_time, running, settings
+from .support import (
+    START,
+    TOKEN,
+    WORKSPACE,
+    Wire,
+    exchange,
+    idle,
+    lone_client,
+    pass_time,
+    running,
+    settings,
+    workspace_settings,
+)
 
 CARD = agent_card("laptop", description="keeps the lights on", skills=("deploy",))
 REGISTER = f"{BASE_URL}/registry/register"
@@ -50,7 +62,7 @@ async def on(
 ) -> AsyncIterator[Presence]:
     """A presence loop that runs, with the member's token, or the one in its state directory."""
     told = settings(member.id, member.token or None)
-    credentials = Credentials(told, state)
+    credentials = Credentials(told.workspaces[0], state)
     async with PlatformClient(BASE_URL, member.id, credentials, transport=Wire(platform)) as client:
         presence = presence_of(client, clock, credentials=credentials, **given)
         async with running(presence.run):
@@ -168,7 +180,7 @@ async def test_a_token_revoked_by_hand_is_unauthorized_until_a_new_one_is_there(
     file = tmp_path / "token"
     file.write_text(member.token)
     told = settings(member.id, None, MOLECULE_WORKSPACE_TOKEN_FILE=str(file))
-    credentials = Credentials(told, None)
+    credentials = Credentials(told.workspaces[0], None)
     async with PlatformClient(BASE_URL, member.id, credentials, transport=Wire(platform)) as client:
         presence = presence_of(client, clock, credentials=credentials)
         async with running(presence.run):
@@ -425,7 +437,7 @@ async def test_a_token_issued_to_a_removed_workspace_is_not_kept(clock: ManualCl
         register=httpx.Response(200, json=REGISTERED | {"auth_token": TOKEN}),
         row=httpx.Response(410, json=exchange("get_removed_workspace", "removed")["response"]),
     )
-    credentials = Credentials(settings(token=None), state)
+    credentials = Credentials(workspace_settings(token=None), state)
     async with alone(clock, credentials=credentials) as presence:
         await pass_time(clock, 1)
         assert presence.snapshot().state is PresenceState.REMOVED
@@ -437,7 +449,7 @@ async def test_a_token_issued_to_a_removed_workspace_is_not_kept(clock: ManualCl
 async def test_an_issued_token_is_kept_when_the_next_call_fails(clock: ManualClock, state: WorkspaceState) -> None:
     """Contract 2.1: it is issued once; lost, it would lock the workspace."""
     answers(register=httpx.Response(200, json=REGISTERED | {"auth_token": TOKEN}), row=httpx.ConnectError("gone again"))
-    credentials = Credentials(settings(token=None), state)
+    credentials = Credentials(workspace_settings(token=None), state)
     async with alone(clock, credentials=credentials) as presence:
         await pass_time(clock, 1)
         assert presence.snapshot().state is PresenceState.ONLINE
