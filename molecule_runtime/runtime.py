@@ -20,7 +20,7 @@ import httpx
 import structlog
 
 from molecule_runtime import __version__
-from molecule_runtime.clock import Clock, SystemClock
+from molecule_runtime.clock import Clock, SystemClock, wait_for_event
 from molecule_runtime.errors import (
     InvalidArgument,
     LocalStateError,
@@ -35,6 +35,10 @@ from molecule_runtime.state import StateDir, WorkspaceState
 from molecule_runtime.text import cut_code_points
 from molecule_runtime.workspace import Roles, Workspace
 
+PUSH_AFTER_S = 0.2
+PUSH_CHECK_S = 5.0
+"""How soon a process that took the inbox over pushes what its predecessor's host never saw."""
+PUSHED_AT_ONCE = 20
 REVIVE_AFTER_S = 5.0
 """How long a workspace that a defect ended stays down; it counts as gone only after 90 s (contract 2.4)."""
 STOP_TIMEOUT_S = 0.3
@@ -173,6 +177,25 @@ class Runtime:
                 await (await workspace.mailbox()).find(activity_id)
                 return workspace
         return candidates[0]
+
+    async def next_to_push(self) -> list[dict[str, Any]]:
+        """Wait until there are messages to push, and give them, oldest first; no message twice to one process.
+
+        A call of `wait_for_message` that is under way comes first: what it takes is not pushed as well.
+        """
+        while True:
+            arrival = self._arrivals.next
+            await self._clock.sleep(PUSH_AFTER_S)
+            found: list[dict[str, Any]] = []
+            for workspace in self.workspaces:
+                try:
+                    found += await workspace.take_unpushed(PUSHED_AT_ONCE)
+                except LocalStateError as error:
+                    log.debug("runtime.push_skipped", workspace_id=workspace.id, detail=str(error))
+            if found:
+                self._last_served = found[-1]["workspace_id"]
+                return found
+            await wait_for_event(arrival, PUSH_CHECK_S, self._clock)
 
     def feed_troubles(self, workspace_id: str | None) -> list[tuple[Workspace, MoleculeError]]:
         """Which of the chosen workspaces cannot be sent a message now, and why."""

@@ -144,6 +144,12 @@ class Workspace:
         """Messages that nobody has been handed yet."""
         return self._mailbox.counts().new if self._mailbox is not None else 0
 
+    async def take_unpushed(self, limit: int) -> list[dict[str, Any]]:
+        """New messages to push; none unless this process reads the feed (agent-side 4: only the inbox owner pushes)."""
+        if not self._inbox.held or self._mailbox is None:
+            return []
+        return await self._mailbox.take_unpushed(limit)
+
     def absent_state(self) -> str | None:
         """The presence state while this process beats and the platform does not hear it; None when all is well."""
         snapshot = self.presence.snapshot()

@@ -146,6 +146,11 @@ class Mailbox:
         await self.recount()
         return [self._view(entry) for entry in entries]
 
+    async def take_unpushed(self, limit: int) -> list[dict[str, Any]]:
+        """New messages that this process has not pushed to its host yet; they stay open for whoever takes them."""
+        entries = await self._journal.off_loop(self._journal.take_unpushed, self.session, limit)
+        return [self._view(entry) for entry in entries]
+
     async def pop(self, activity_id: str) -> bool:
         """Mark a message as handled, whoever holds it; False when it was already, or never was."""
         done = await self._journal.off_loop(self._journal.handle, activity_id, now=self._clock.now().timestamp())
@@ -248,7 +253,7 @@ class Mailbox:
             "created_at": message.created_at,
             "attempt": entry.attempt,
             "state": entry.state.value,
-            "pushed": False,
+            "pushed": entry.pushed_to == self.session,
             "delegation_id": message.delegation_id,
         }
         if len(message.text) > TEXT_CODE_POINTS:

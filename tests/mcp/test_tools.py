@@ -17,8 +17,9 @@ from molecule_mcp.server import build_server, describe, listed_tools
 from molecule_mcp.tools import ALL_TOOLS
 from molecule_mcp.tools._base import Arguments, Hints, Tool, ToolContext
 from molecule_runtime.errors import MessageUnknown, Problem, SettingsError, advice
-from molecule_runtime.settings import DEFAULT_POLL_TIMEOUT_SECS
+from molecule_runtime.settings import DEFAULT_POLL_TIMEOUT_SECS, Settings
 from tests.mcp.conftest import Running
+from tests.support.platform import no_platform
 from tests.support.snapshots import SNAPSHOTS, assert_snapshot
 
 EVERY_TOOL = pytest.mark.parametrize("tool", ALL_TOOLS, ids=lambda tool: tool.name)
@@ -234,3 +235,16 @@ async def test_an_unknown_tool_is_a_protocol_error_that_lists_the_known(running:
             await client.call_tool("send_mesage_to_user", {})
     assert unknown.value.error.code == -32602
     assert "send_message_to_user" in unknown.value.error.message
+
+
+def test_push_is_announced_unless_it_is_switched_off_or_there_is_no_inbox(running: Running) -> None:
+    """agent-side 1 and 6: MOLECULE_MCP_PUSH; a capability is a promise."""
+
+    def announced(**env: str) -> object:
+        told = Settings.from_env(no_platform() | env)
+        return build_server(told, running.bridge).get_capabilities().experimental
+
+    assert announced() == {"claude/channel": {}}
+    assert announced(MOLECULE_MCP_PUSH="off") is None
+    assert announced(MOLECULE_MCP_DISABLE_INBOX="1") is None
+    assert build_server(None, None).get_capabilities().experimental is None
