@@ -42,15 +42,24 @@ from molecule_runtime.errors import (
 from molecule_runtime.text import redact, well_formed
 from molecule_runtime.wire._base import rfc3339
 from molecule_runtime.wire.a2a import A2AMessage, SendOutcome, SendParams, SendRequest, TextPart, read_outcome
-from molecule_runtime.wire.activity import ActivityRow, ActivityType
-from molecule_runtime.wire.chat import NotifyReply, NotifyRequest
-from molecule_runtime.wire.registry import HeartbeatReply, HeartbeatRequest, Peer, RegisterReply, RegisterRequest
+from molecule_runtime.wire.activity import ActivityReport, ActivityRow, ActivityType
+from molecule_runtime.wire.chat import ChatHistory, NotifyReply, NotifyRequest
+from molecule_runtime.wire.registry import (
+    HeartbeatReply,
+    HeartbeatRequest,
+    Peer,
+    RegisterReply,
+    RegisterRequest,
+    UpdateCardRequest,
+)
 from molecule_runtime.wire.workspaces import Workspace, WorkspaceGone
 
 CALL_TIMEOUT_S = 10.0
 """agent-side 3: a beat that takes longer counts as failed; a longer limit would hide an outage from the canvas."""
 SEND_TIMEOUT_S = 45.0
 """A push peer may answer within the call; below every host's limit for a tool (clients.md 1.4)."""
+REPORT_TIMEOUT_S = 2.0
+"""A report is written after the fact, while somebody waits for the result of the deed."""
 KEEPALIVE_EXPIRY_S = 3.0
 """Below the 5 s after which common servers close an idle connection, so that no request meets a closing one."""
 DETAIL_CODE_POINTS = 200
@@ -136,6 +145,11 @@ class PlatformClient:
         answer = await self._call("GET", f"/workspaces/{self.workspace_id}", pattern="/workspaces/:id")
         return self._read(TypeAdapter(Workspace), answer)
 
+    async def update_card(self, agent_card: Mapping[str, Any]) -> None:
+        """Replace the agent card that peers and canvas read (contract 2.5)."""
+        request = UpdateCardRequest(workspace_id=self.workspace_id, agent_card=dict(agent_card))
+        await self._call("POST", "/registry/update-card", json=request.model_dump())
+
     # messages
 
     async def activity(
@@ -164,6 +178,32 @@ class PlatformClient:
         path = f"/workspaces/{self.workspace_id}/activity"
         answer = await self._call("GET", path, pattern="/workspaces/:id/activity", params=params)
         return self._readable(self._read_row, answer)
+
+    async def conversation(
+        self, peer_id: str, *, limit: int = 100, before: datetime | None = None
+    ) -> list[ActivityRow]:
+        """Rows of this workspace's log that a peer sent or was sent, newest first (contract 4.3)."""
+        params: dict[str, Any] = {"peer_id": peer_id, "limit": limit}
+        if before is not None:
+            params["before_ts"] = rfc3339(before)
+        path = f"/workspaces/{self.workspace_id}/activity"
+        answer = await self._call("GET", path, pattern="/workspaces/:id/activity", params=params)
+        return self._readable(self._read_row, answer)
+
+    async def chat_history(self, *, limit: int = 100, before: datetime | None = None) -> ChatHistory:
+        """The newest lines of the chat with the user, oldest first (contract 4.5)."""
+        params: dict[str, Any] = {"limit": limit}
+        if before is not None:
+            params["before_ts"] = rfc3339(before)
+        path = f"/workspaces/{self.workspace_id}/chat-history"
+        answer = await self._call("GET", path, pattern="/workspaces/:id/chat-history", params=params)
+        return self._read(TypeAdapter(ChatHistory), answer)
+
+    async def report(self, report: ActivityReport) -> None:
+        """Leave a row about what this workspace did in its own log (contract 4.4)."""
+        path = f"/workspaces/{self.workspace_id}/activity"
+        sent = report.model_dump(mode="json", exclude_none=True)
+        await self._call("POST", path, pattern="/workspaces/:id/activity", json=sent, timeout=REPORT_TIMEOUT_S)
 
     async def notify(self, message: str) -> NotifyReply:
         """Say something to the user (contract 4.2)."""

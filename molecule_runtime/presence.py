@@ -69,7 +69,7 @@ class PresenceSnapshot:
 
 
 class Presence:
-    """One workspace's sign of life. `load` gives the number of tasks the agent has in hand."""
+    """One workspace's sign of life. `load` gives the number of tasks in hand, `agent_card` the card of this moment."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class Presence:
         *,
         clock: Clock,
         credentials: Credentials,
-        agent_card: Mapping[str, Any],
+        agent_card: Callable[[], Mapping[str, Any]],
         load: Callable[[], int],
         interval_s: float = 20.0,
         keep_secret: Callable[[str], None] = lambda secret: None,
@@ -144,7 +144,7 @@ class Presence:
     async def _register_once(self) -> None:
         if self._snapshot.state is PresenceState.REMOVED:
             await self._check_removal()  # an upstream platform would answer with a token that opens nothing
-        reply = await self._client.register(self._agent_card)
+        reply = await self._client.register(self._agent_card())
         if reply.auth_token is not None:
             await self._keep_issued_token(reply.auth_token)
         self._keep_inbound_secret(reply.platform_inbound_secret)
@@ -276,11 +276,3 @@ def _state_after(error: MoleculeError) -> PresenceState:
             return PresenceState.UNREACHABLE
         case _:
             return PresenceState.DEGRADED
-
-
-def agent_card(name: str, *, description: str = "", skills: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The card that peers and canvas read (contract 2.2); `description` is left out when empty."""
-    card: dict[str, Any] = {"name": name, "skills": [{"name": skill} for skill in skills]}
-    if description:
-        card["description"] = description
-    return card

@@ -1,8 +1,8 @@
 """The state directory: where an agent's journal, token and locks live, who may read them, and who owns what.
 
-Layout: `<root>/<workspace id>/` (0700) with `inbox.sqlite3`, `token`, `beat.lock`, `inbox.lock`, `sessions/`, `texts/`;
-`<root>/log/`. Files are 0600. Locks are the operating system's (free at once after kill -9); a lock file's content says
-who holds it, for people only.
+Layout: `<root>/<workspace id>/` (0700) with `inbox.sqlite3`, `token`, `agent_card.json`, `beat.lock`, `inbox.lock`,
+`sessions/`, `texts/`; `<root>/log/`. Files are 0600. Locks are the operating system's (free at once after kill -9); a
+lock file's content says who holds it, for people only.
 """
 
 from __future__ import annotations
@@ -98,6 +98,10 @@ class WorkspaceState:
     @property
     def inbound_secret_file(self) -> Path:
         return self.path / "platform_inbound_secret"
+
+    @property
+    def agent_card_file(self) -> Path:
+        return self.path / "agent_card.json"
 
     @property
     def sessions(self) -> Path:

@@ -18,6 +18,7 @@ import anyio
 import httpx
 import structlog
 
+from molecule_runtime.cards import AgentCard, card_from_settings
 from molecule_runtime.client import PlatformClient
 from molecule_runtime.clock import Clock, wait_for_event
 from molecule_runtime.credentials import Credentials
@@ -35,7 +36,7 @@ from molecule_runtime.inbox.mailbox import Arrivals, Mailbox
 from molecule_runtime.inbox.poller import Poller, peers_in
 from molecule_runtime.ownership import Ownership, Register
 from molecule_runtime.peers import PeerDirectory
-from molecule_runtime.presence import Presence, PresenceSnapshot, PresenceState, agent_card
+from molecule_runtime.presence import Presence, PresenceSnapshot, PresenceState
 from molecule_runtime.settings import Settings, WorkspaceSettings
 from molecule_runtime.state import WorkspaceState
 from molecule_runtime.wire._base import rfc3339
@@ -91,16 +92,14 @@ class Workspace:
         self.client = PlatformClient(
             told.platform_url, told.id, credentials, org_id=settings.org_id, transport=transport
         )
+        default = card_from_settings(self.name, description=settings.agent_description, skills=settings.agent_skills)
+        self.card = AgentCard(default, state)
         self.directory = PeerDirectory(self.client, clock=clock)
         self.presence = Presence(
             self.client,
             clock=clock,
             credentials=credentials,
-            agent_card=agent_card(
-                self.name,
-                description=settings.agent_description,
-                skills=settings.agent_skills,
-            ),
+            agent_card=self.card.current,
             load=self._tasks_in_hand,
             interval_s=settings.heartbeat_secs,
             keep_secret=self._keep_inbound_secret,

@@ -34,6 +34,10 @@ class Arguments(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True, str_strip_whitespace=False)
 
 
+class NoArguments(Arguments):
+    """Nothing to say."""
+
+
 @dataclass(frozen=True)
 class ToolContext:
     """What a handler works with: the settings, the bridge to the runtime, and the caller's progress.
@@ -166,4 +170,6 @@ def _plain(prop: dict[str, Any]) -> dict[str, Any]:
         prop = {**choices[0], **prop}
     if prop.get("default", ...) is None:
         del prop["default"]
+    if prop.get("type") == "object":
+        prop.pop("additionalProperties", None)
     return prop

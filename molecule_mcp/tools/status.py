@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from molecule_mcp.tools._base import Arguments, Hints, Tool, ToolContext
-
-
-class NoArguments(Arguments):
-    """Nothing to say."""
+from molecule_mcp.tools._base import Hints, NoArguments, Tool, ToolContext
 
 
 async def runtime_status(context: ToolContext, _args: NoArguments) -> dict[str, Any]:

@@ -16,10 +16,11 @@ import pytest
 import respx
 from structlog.testing import capture_logs
 
+from molecule_runtime.cards import card_from_settings
 from molecule_runtime.client import PlatformClient
 from molecule_runtime.clock import ManualClock
 from molecule_runtime.credentials import Credentials
-from molecule_runtime.presence import Presence, PresenceSnapshot, PresenceState, agent_card
+from molecule_runtime.presence import Presence, PresenceSnapshot, PresenceState
 from molecule_runtime.reference_platform.services import tokens
 from molecule_runtime.state import WorkspaceState
 from tests.reference_platform.support import BASE_URL, Member, Platform
@@ -38,7 +39,7 @@ from .support import (
     workspace_settings,
 )
 
-CARD = agent_card("laptop", description="keeps the lights on", skills=("deploy",))
+CARD = card_from_settings("laptop", description="keeps the lights on", skills=("deploy",))
 REGISTER = f"{BASE_URL}/registry/register"
 HEARTBEAT = f"{BASE_URL}/registry/heartbeat"
 ROW = f"{BASE_URL}/workspaces/{WORKSPACE}"
@@ -50,7 +51,7 @@ def presence_of(client: PlatformClient, clock: ManualClock, **given: Any) -> Pre
     facts: dict[str, Any] = {
         "clock": clock,
         "credentials": client._credentials,
-        "agent_card": CARD,
+        "agent_card": lambda: CARD,
         "load": lambda: 0,
     }
     return Presence(client, **facts | given)
@@ -534,4 +535,4 @@ async def test_no_token_is_ever_logged(clock: ManualClock) -> None:
 )
 def test_the_agent_card_has_the_contracts_form(given: dict[str, Any], card: dict[str, Any]) -> None:
     """Contract 2.2: description is left out when empty."""
-    assert agent_card("a", **given) == card
+    assert card_from_settings("a", **given) == card
