@@ -298,6 +298,12 @@ class Journal:
             ).fetchall()
         return [_entry(row) for row in rows]
 
+    def open_ids(self) -> set[str]:
+        """The ids of everything that is not handled."""
+        with self._reading() as db:
+            rows = db.execute("SELECT activity_id FROM messages WHERE state != 'handled'").fetchall()
+        return {activity_id for (activity_id,) in rows}
+
     def counts(self) -> Counts:
         with self._reading() as db:
             rows = db.execute("SELECT state, COUNT(*) FROM messages WHERE state != 'handled' GROUP BY state").fetchall()

@@ -43,13 +43,15 @@ NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 @dataclass(frozen=True)
 class Plan:
-    """A crew keeps `size` agents going. Each is killed, by chance from outside within `longest_s` or from inside before
-    a statement of SQL, and replaced, until the crew is told to be gentle."""
+    """A crew keeps `size` agents going. Each is killed at a moment within `longest_s`, every other one also from inside
+    before a statement of SQL should it come to that first, and replaced, until the crew is told to be gentle."""
 
     records: str
     size: int
     seed: int
     longest_s: float
+    takes_messages: bool = True
+    """Without it an agent is only there: it beats, or reads the feed, or waits to do so."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ class Crew:
         self.end()
 
     def be_gentle(self) -> None:
-        """Kill nobody any more; those that are to die at a statement still do."""
+        """Kill nobody any more; a life that is to die at a statement still does."""
         assert self._process.stdin is not None
         self._process.stdin.write(b"gentle\n")
         self._process.stdin.flush()
@@ -146,7 +148,7 @@ def die_before_statement(number: int) -> None:
     sqlite3.connect = traced  # type: ignore[assignment]
 
 
-async def live(number: int, append: Callable[[dict[str, Any]], None]) -> None:
+async def live(number: int, append: Callable[[dict[str, Any]], None], *, takes_messages: bool) -> None:
     """The life of an agent: take the next message, put it away, again and again."""
 
     def record(what: str, activity_id: str, value: int | bool | str) -> None:
@@ -156,6 +158,8 @@ async def live(number: int, append: Callable[[dict[str, Any]], None]) -> None:
     state_dir = StateDir.open(settings.configs_dir, home=Path.home())
     runtime = Runtime(settings, state_dir=state_dir, transport=httpx.AsyncHTTPTransport(verify=NO_TLS))
     running = asyncio.create_task(runtime.run())
+    if not takes_messages:
+        await running
     while not running.done():
         try:
             mailbox = await runtime.workspace.mailbox()
@@ -176,13 +180,13 @@ def be_born(plan: Plan, number: int, chance: random.Random, *, is_gentle: bool) 
     statement, lasts_s = chance.randint(1, MAX_STATEMENT), chance.uniform(0, plan.longest_s)
     pid = os.fork()
     if pid:
-        return pid, None if from_inside or is_gentle else time.monotonic() + lasts_s
+        return pid, None if is_gentle else time.monotonic() + lasts_s
     try:
         if from_inside and not is_gentle:
             die_before_statement(statement)
         append = append_to(Path(plan.records) / f"life-{number}")
         try:
-            asyncio.run(live(number, append))
+            asyncio.run(live(number, append, takes_messages=plan.takes_messages))
         except Exception as bug:  # noqa: BLE001  # whatever it is, the test must hear of it
             append(asdict(Deed(number, "failed", "", f"{type(bug).__name__}: {bug}", time.monotonic())))
     finally:
