@@ -58,5 +58,6 @@ def beats_of(platform: PlatformProcess, settings: dict[str, str]) -> Iterator[Be
         additional_headers={"X-Workspace-ID": workspace_id, "Authorization": bearer},
         origin=Origin(platform.url),
         proxy=None,
+        max_queue=None,  # a listener that is busy elsewhere must not look dead
     ) as socket:
         yield Beats(socket, workspace_id)
