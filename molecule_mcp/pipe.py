@@ -185,8 +185,9 @@ class Pipe:
             if self._end is None:
                 self._end, self._moved_at = reason, time.monotonic()
             loop = self._loop
-            if loop is None and self._owns_process and not self._unread:
-                os._exit(reason.exit_code)  # nobody has asked anything yet: leave as a kill would
+            has_asker = reason is End.EOF and self._unread
+            if loop is None and self._owns_process and not has_asker:
+                os._exit(reason.exit_code)  # nobody asked anything, or nobody is left to answer: leave as a kill would
         if loop is not None:
             self._call_in(loop)
 

@@ -314,6 +314,12 @@ class Journal:
             db.executemany("UPDATE messages SET pushed_to = ? WHERE ord = ?", [(session, row[0]) for row in rows])
         return [replace(_entry(row), pushed_to=session) for row in rows]
 
+    def open_ids(self) -> set[str]:
+        """The ids of everything that is not handled."""
+        with self._reading() as db:
+            rows = db.execute("SELECT activity_id FROM messages WHERE state != 'handled'").fetchall()
+        return {activity_id for (activity_id,) in rows}
+
     def counts(self) -> Counts:
         with self._reading() as db:
             rows = db.execute("SELECT state, COUNT(*) FROM messages WHERE state != 'handled' GROUP BY state").fetchall()

@@ -81,17 +81,19 @@ class Mailbox:
         self._counts = Counts()
 
     def open_session(self) -> None:
-        """Take this session's lock, offer again what dead sessions had in hand, and clear their lock files away.
+        """Take this session's lock, offer again what dead sessions had in hand, and clear away what kills left.
 
         Raises:
             StateDirUnwritable, JournalUnusable
         """
         # A lock file is made before it is locked: the guard keeps others from taking that moment for a death.
         with self._state.guard("sessions") as is_guarded:
-            if not self._session_lock.try_acquire():
-                raise AssertionError("a session id is never used twice")
+            while not self._session_lock.try_acquire():  # without the guard another may be looking at it right now
+                self.session = uuid.uuid4().hex
+                self._session_lock = OwnerLock(self._lock_file(self.session))
             files = {file.stem for file in self._state.sessions.glob("*.lock")} if is_guarded else set()
             self._release_dead(files | self._journal.lease_holders())
+        self._clear_texts()
         self._counts = self._journal.counts()
 
     def close_session(self) -> None:
@@ -229,6 +231,14 @@ class Mailbox:
                 lock.release()
                 self._discard_lock_file(session)
         return released
+
+    def _clear_texts(self) -> None:
+        """Remove the texts of messages that were handled: a kill between a pop and its text leaves one behind."""
+        files = set(self._state.texts.glob("*.txt"))  # before the ids: what is written from now on stays
+        if files:
+            for file in files - {self._text_file(activity_id) for activity_id in self._journal.open_ids()}:
+                with suppress(OSError):
+                    file.unlink()
 
     def _discard_lock_file(self, session: str) -> None:
         with suppress(OSError):  # an empty file that stays behind harms nobody

@@ -17,7 +17,7 @@ from molecule_runtime.inbox.classify import FilePart, Kind
 from molecule_runtime.inbox.journal import Counts, Journal
 from molecule_runtime.inbox.mailbox import FILES_LATER, TEXT_CODE_POINTS, Mailbox
 from molecule_runtime.peers import PeerDirectory
-from molecule_runtime.state import WorkspaceState
+from molecule_runtime.state import OwnerLock, WorkspaceState
 from tests.reference_platform.support import Member, Platform
 
 from .support import WORKSPACE, client_of, idle, lone_client, message, running, spawn, until
@@ -325,3 +325,39 @@ async def test_the_whole_text_goes_with_the_message_it_belongs_to(mailbox: Mailb
     assert Path(shown["text_path"]).read_text(encoding="utf-8") == "x" * 9_000
     assert await mailbox.pop(shown["activity_id"])
     assert not Path(shown["text_path"]).exists()
+
+
+async def test_a_text_that_a_kill_left_behind_goes_with_the_next_session(
+    journal: Journal, state: WorkspaceState, clock: ManualClock
+) -> None:
+    """Agent-side 2: killed between a pop and its file, or having lost its journal; the texts of open messages stay."""
+    fill(journal, 1, 2, text="x" * 9_000)
+    async with lone_client() as client:
+        first = opened(journal, state, clock, PeerDirectory(client, clock=clock))
+        texts = [shown["text_path"] for shown in await first.peek(10)]
+        journal.handle(message(1).activity_id, now=1.0)
+        assert [Path(text).exists() for text in texts] == [True, True]
+        opened(journal, state, clock, PeerDirectory(client, clock=clock))
+    assert [Path(text).exists() for text in texts] == [False, True]
+
+
+async def test_a_session_lock_that_somebody_looks_at_is_given_up_for_another(
+    mailbox: Mailbox, journal: Journal, state: WorkspaceState, clock: ManualClock
+) -> None:
+    """Agent-side 4: when the guard is held too long (a stopped process), another may be looking at the new file."""
+    async with lone_client() as client:
+        second = Mailbox(
+            journal,
+            state,
+            workspace_id=WORKSPACE,
+            clock=clock,
+            directory=PeerDirectory(client, clock=clock),
+            lease_s=LEASE_S,
+        )
+    first_name = second.session
+    looking = OwnerLock(state.sessions / f"{first_name}.lock")
+    assert looking.try_acquire()
+    second.open_session()
+    assert second.session != first_name
+    looking.release()
+    assert mailbox.is_alive(second.session)
