@@ -236,7 +236,7 @@ class PlatformClient:
         as_caller: bool = False,
         is_repeatable: bool = False,
         by: Connections | None = None,
-        timeout: float = CALL_TIMEOUT_S,
+        timeout: float | None = None,
     ) -> httpx.Response:
         """The 2xx answer, or the error that its status means.
 
@@ -244,12 +244,13 @@ class PlatformClient:
         """
         endpoint = f"{method} {pattern or path}"
         is_repeatable = is_repeatable or method == "GET"
+        limit_s = CALL_TIMEOUT_S if timeout is None else timeout
 
         async def ask() -> httpx.Response:
             headers = self.headers(as_caller=as_caller)
             journey = Journey()
             try:
-                async with asyncio.timeout(timeout):  # httpx bounds each read; an answer that drips would take for ever
+                async with asyncio.timeout(limit_s):  # httpx bounds each read; an answer that drips would take for ever
                     return await (by or self._tools).request(
                         method,
                         path,
@@ -258,10 +259,10 @@ class PlatformClient:
                         json=json,
                         params=params,
                         headers=headers,
-                        timeout=timeout,
+                        timeout=limit_s,
                     )
             except (httpx.HTTPError, TimeoutError) as error:
-                why, detail = _why_unreachable(error, timeout)
+                why, detail = _why_unreachable(error, journey, limit_s)
                 unreachable = self._error(Unreachable, endpoint, detail=detail)
                 unreachable.why = why
                 unreachable.may_have_arrived = journey.was_sent and not is_repeatable
@@ -377,10 +378,10 @@ def _forbidden(detail: str) -> type[PlatformError]:
     return Rejected if detail.startswith(_NOT_ABOUT_THE_TOKEN) else Unauthorized
 
 
-def _why_unreachable(error: Exception, timeout: float) -> tuple[WhyUnreachable, str]:
+def _why_unreachable(error: Exception, journey: Journey, limit_s: float) -> tuple[WhyUnreachable, str]:
     """The cause of a failed call and the words for it: those of the deepest cause, which httpx hides."""
     if isinstance(error, httpx.TimeoutException | TimeoutError):
-        return WhyUnreachable.TIMEOUT, f"no answer within {timeout:g} s"
+        return WhyUnreachable.TIMEOUT, f"no answer within {limit_s:g} s"
     chain = list(_causes(error))
     for cause in chain:
         match cause:
@@ -394,6 +395,8 @@ def _why_unreachable(error: Exception, timeout: float) -> tuple[WhyUnreachable, 
                 return WhyUnreachable.REFUSED, "connection refused"
             case ConnectionResetError():
                 return WhyUnreachable.CUT, "connection reset"
+    if isinstance(error, httpx.RemoteProtocolError) and len(chain) > 2 and not journey.has_answer:  # h11's complaint
+        return WhyUnreachable.FOREIGN, "what answers there does not speak HTTP"
     said = str(chain[-1]) or str(error) or type(error).__name__
     why = WhyUnreachable.OTHER if isinstance(error, httpx.ConnectError | httpx.ProxyError) else WhyUnreachable.CUT
     return why, said[:DETAIL_CODE_POINTS].rstrip(".")

@@ -98,6 +98,7 @@ class WhyUnreachable(StrEnum):
     NAME = "name"
     REFUSED = "refused"
     TLS = "tls"
+    FOREIGN = "foreign"  # something answered that is no HTTP
     TIMEOUT = "timeout"
     CUT = "cut"
     OTHER = "other"
@@ -119,6 +120,8 @@ class Unreachable(PlatformError):
             return (
                 "Check scheme and port of PLATFORM_URL; a certificate authority of your own is named by SSL_CERT_FILE."
             )
+        if self.why is WhyUnreachable.FOREIGN:
+            return "Check scheme and port of PLATFORM_URL."
         return "Check that it runs and that PLATFORM_URL is right, then call again."
 
 
