@@ -408,6 +408,7 @@ async def test_a_removal_says_when_and_what_helps() -> None:
         pytest.param("-3", 0.0, id="negative"),
         pytest.param(format_datetime(datetime.now(UTC) - timedelta(hours=1)), 0.0, id="a date gone by"),
         pytest.param("Wed, 21 Oct 2015 07:28:00 -0000", 0.0, id="a date without a zone"),
+        pytest.param("Wed, 99 Oct 2015 07:28:00 GMT", None, id="no such date"),
         pytest.param(format_datetime(datetime.now(UTC) + timedelta(days=9)), RETRY_AFTER_CAP_S, id="a far date"),
         pytest.param("1e9", RETRY_AFTER_CAP_S, id="thirty years"),
         pytest.param("inf", None, id="for ever"),
@@ -560,15 +561,19 @@ async def test_an_answer_that_drips_is_given_up_in_time() -> None:
     assert (type(error), error.detail) == (Unreachable, "no answer within 0.2 s")
 
 
-async def test_something_that_is_no_http_is_unreachable() -> None:
-    """errors: TLS, another protocol."""
+@pytest.mark.parametrize(
+    "greeting", [b"220 mail.example ESMTP\r\n\r\n", b"\x15\x03\x01\x00\x02\x02\x46"], ids=["mail", "TLS"]
+)
+async def test_something_that_is_no_http_is_unreachable(greeting: bytes) -> None:
+    """errors: another protocol; a TLS server's alert, its bytes kept out of the words."""
 
     async def greet(writer: asyncio.StreamWriter) -> None:
-        writer.write(b"220 mail.example ESMTP\r\n")
+        writer.write(greeting)
         await writer.drain()
 
     async with socket_that(greet) as url:
-        assert type(await fails_at(url)) is Unreachable
+        error = await fails_at(url)
+    assert (type(error), error.detail) == (Unreachable, "what answers there does not speak HTTP")
 
 
 @pytest.mark.parametrize("proxy", ["socks5://localhost:1", "gopher://localhost:1"])
