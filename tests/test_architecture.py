@@ -50,7 +50,7 @@ PLACES = {
             1: "settings credentials retry state",
             2: "connections client doorbell",
             3: "presence ownership inbox peers messages history cards delegation memory",
-            4: "runtime workspace",
+            4: "runtime workspace agent",
             8: "a2a_mcp_server",
         },
     ),
