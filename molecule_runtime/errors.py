@@ -113,7 +113,7 @@ class Unreachable(PlatformError):
     @property
     def cure(self) -> str:
         if self.may_have_arrived:
-            return "It may have arrived all the same: find that out before you send it again."
+            return "It may have arrived all the same: look with chat_history before you send it again."
         if self.why is WhyUnreachable.NAME:
             return "Check the host name in PLATFORM_URL and this machine's network, then call again."
         if self.why is WhyUnreachable.TLS:

@@ -79,7 +79,7 @@ BETWEEN = "Check PLATFORM_URL and what stands between; then try again."
 CHANGE, CHECK_ID = "Change what the message names and call again.", "Check the id you passed."
 COME_BACK = f"To come back, {TOKENS_TAB}."
 LATER, IN_47_S, IN_7_S = "Try again in a moment.", "Try again in 47 s.", "Try again in 7 s."
-MAY_HAVE_ARRIVED = "It may have arrived all the same: find that out before you send it again."
+MAY_HAVE_ARRIVED = "It may have arrived all the same: look with chat_history before you send it again."
 
 OPENINGS: dict[type[MoleculeError], str] = {
     Unreachable: "The platform at {url} cannot be reached ",
