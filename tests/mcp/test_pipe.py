@@ -23,6 +23,7 @@ class Ends:
     def __init__(self) -> None:
         fd_in, self.host_out = os.pipe()
         self.host_in, fd_out = os.pipe()
+        self._closed: set[int] = set()
         self.taken = 0
         """Bytes of `say` that the pipe has taken."""
         self.pipe = Pipe(fd_in, fd_out)
@@ -50,9 +51,10 @@ class Ends:
         return bytes(got)
 
     def hang_up(self, *descriptors: int) -> None:
-        for descriptor in descriptors:
-            with suppress(OSError):
-                os.close(descriptor)
+        """Close each once: the number of a descriptor that is closed may belong to somebody else by then."""
+        for descriptor in set(descriptors) - self._closed:
+            self._closed.add(descriptor)
+            os.close(descriptor)
 
     def close(self) -> None:
         self.hang_up(self.host_out, self.host_in)
