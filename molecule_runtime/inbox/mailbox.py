@@ -10,8 +10,8 @@ import asyncio
 import hashlib
 import os
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,9 @@ OTHER_PROCESS_CHECK_S = 0.5
 """How soon a wait notices what another process wrote or gave back."""
 RECLAIM_EVERY_S = 1.5
 """agent-side 4: a dead session's leases are back within 2 s."""
+QUIET_LOOK_EVERY_S = 10.0
+"""How often it is looked while nobody waits here and nobody else has a message in hand: an idle hour must cost little,
+and nobody could tell the difference."""
 MAX_ATTACHMENTS = 64
 """As many as a platform takes in one message (contract 5.1)."""
 FILES_LATER = "files are not fetched by this version of molecule-mcp"
@@ -75,6 +78,9 @@ class Mailbox:
         self._directory = directory
         self._lease_s = lease_s
         self._arrivals = arrivals or Arrivals()
+        self._waiting = 0
+        self._is_waited_for = asyncio.Event()
+        self._others_hold = False
         self._answering: set[str] = set()
         self.session = uuid.uuid4().hex
         self._session_lock = OwnerLock(self._lock_file(self.session))
@@ -109,12 +115,16 @@ class Mailbox:
         """Watch for sessions that died with messages in hand, until cancelled."""
         while True:
             await self._clock.sleep(RECLAIM_EVERY_S)
-            try:
-                if await self._journal.off_loop(self._reclaim):
-                    self.announce()
-                await self.recount()
-            except LocalStateError as error:
-                log.warning("mailbox.reclaim_failed", detail=str(error))
+            if not (self._waiting or self._others_hold):
+                await wait_for_event(self._is_waited_for, QUIET_LOOK_EVERY_S - RECLAIM_EVERY_S, self._clock)
+            await self._look_for_the_dead()
+
+    async def _look_for_the_dead(self) -> None:
+        try:
+            if await self._journal.off_loop(self._reclaim):
+                self.announce()
+        except LocalStateError as error:
+            log.warning("mailbox.reclaim_failed", detail=str(error))
 
     def announce(self) -> None:
         """Wake everyone who waits: something was written. Call in the runtime's event loop."""
@@ -136,6 +146,20 @@ class Mailbox:
         entry = await self._lease(key)
         return self._view(entry) if entry is not None else None
 
+    @asynccontextmanager
+    async def attended(self) -> AsyncIterator[None]:
+        """Held while somebody waits here: looks for sessions that died, now and often."""
+        self._waiting += 1
+        self._is_waited_for.set()
+        try:
+            if self._waiting == 1:
+                await self._look_for_the_dead()
+            yield
+        finally:
+            self._waiting -= 1
+            if not self._waiting:
+                self._is_waited_for.clear()
+
     async def give_back(self, key: str) -> None:
         """A call that was cancelled returns what it leased; nobody saw it, so the attempt does not count."""
         if await self._journal.off_loop(self._journal.give_back, session=self.session, key=key):
@@ -144,8 +168,7 @@ class Mailbox:
 
     async def peek(self, limit: int) -> list[dict[str, Any]]:
         """What is not handled, oldest first; leases nothing."""
-        entries = await self._journal.off_loop(self._journal.open_messages, limit)
-        await self.recount()
+        entries = await self._journal.off_loop(self._look, limit)
         return [self._view(entry) for entry in entries]
 
     async def take_unpushed(self, limit: int) -> list[dict[str, Any]]:
@@ -215,9 +238,20 @@ class Mailbox:
         lock.release()
         return False
 
+    def _look(self, limit: int) -> list[Entry]:
+        try:
+            self._reclaim()  # what a dead session had in hand is shown as new, however long ago the last look was
+        except LocalStateError as error:
+            log.debug("mailbox.reclaim_failed", detail=str(error))
+        return self._journal.open_messages(limit)
+
     def _reclaim(self) -> int:
-        """Release the leases of sessions whose lock is free; the number of messages that came back."""
-        return self._release_dead(self._journal.lease_holders())
+        """Release the leases of sessions whose lock is free, and count; the number of messages that came back."""
+        others = self._journal.lease_holders() - {self.session}
+        released = self._release_dead(others)
+        self._others_hold = bool(others)
+        self._counts = self._journal.counts()
+        return released
 
     def _release_dead(self, sessions: Iterable[str]) -> int:
         released = 0
@@ -295,16 +329,19 @@ async def wait_for_any(
     `key` names this call for `give_back`, as in `Mailbox.wait`.
     """
     deadline = clock.monotonic() + timeout_s
-    while True:
-        arrival = arrivals.next
+    async with AsyncExitStack() as attended:
         for mailbox in mailboxes:
-            found = await mailbox.take(key)
-            if found is not None:
-                return found
-        remaining = deadline - clock.monotonic()
-        if remaining <= 0:
-            return None
-        await wait_for_event(arrival, min(remaining, OTHER_PROCESS_CHECK_S), clock)
+            await attended.enter_async_context(mailbox.attended())
+        while True:
+            arrival = arrivals.next
+            for mailbox in mailboxes:
+                found = await mailbox.take(key)
+                if found is not None:
+                    return found
+            remaining = deadline - clock.monotonic()
+            if remaining <= 0:
+                return None
+            await wait_for_event(arrival, min(remaining, OTHER_PROCESS_CHECK_S), clock)
 
 
 def _attachment(part: FilePart) -> dict[str, Any]:

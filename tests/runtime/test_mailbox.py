@@ -15,12 +15,18 @@ from molecule_runtime.clock import ManualClock
 from molecule_runtime.errors import InvalidArgument, MessageUnknown
 from molecule_runtime.inbox.classify import FilePart, Kind
 from molecule_runtime.inbox.journal import Counts, Journal
-from molecule_runtime.inbox.mailbox import FILES_LATER, TEXT_CODE_POINTS, Mailbox
+from molecule_runtime.inbox.mailbox import (
+    FILES_LATER,
+    QUIET_LOOK_EVERY_S,
+    RECLAIM_EVERY_S,
+    TEXT_CODE_POINTS,
+    Mailbox,
+)
 from molecule_runtime.peers import PeerDirectory
 from molecule_runtime.state import OwnerLock, WorkspaceState
 from tests.reference_platform.support import Member, Platform
 
-from .support import WORKSPACE, client_of, idle, lone_client, message, running, spawn, until
+from .support import WORKSPACE, client_of, idle, lone_client, message, pass_time, running, spawn, until
 
 LEASE_S = 600.0
 
@@ -292,6 +298,32 @@ sys.stdin.readline()
         with anyio.fail_after(5):
             assert await waiting == view(1, attempt=2)
     assert [file.name for file in state.sessions.iterdir()] == [f"{mailbox.session}.lock"]
+
+
+async def test_a_quiet_session_looks_seldom_until_somebody_waits_or_looks(
+    mailbox: Mailbox, journal: Journal, clock: ManualClock
+) -> None:
+    """Performance, idle; agent-side 4: whoever asks is given a dead session's messages within 2 s all the same."""
+    fill(journal, 1, 2)
+    async with running(mailbox.reclaim_forever):
+        await pass_time(clock, RECLAIM_EVERY_S)  # from here on it is quiet
+        journal.lease(session="dead", key="k", until=9e9, now=1.0)
+        await pass_time(clock, 2)
+        assert journal.counts() == Counts(new=1, leased=1)
+        assert [shown["state"] for shown in await mailbox.peek(10)] == ["new", "new"]
+        assert mailbox.counts() == Counts(new=2)
+
+        journal.lease(session="dead too", key="k", until=9e9, now=1.0)
+        assert await mailbox.wait(0, key="a") == view(1, attempt=3)  # looked for before it was decided what comes next
+        assert await mailbox.wait(0, key="b") == view(2)
+
+        journal.handle(message(1).activity_id, now=1.0)
+        journal.handle(message(2).activity_id, now=1.0)
+        fill(journal, 3)
+        journal.lease(session="the last", key="k", until=9e9, now=1.0)
+        await pass_time(clock, RECLAIM_EVERY_S)
+        await pass_time(clock, QUIET_LOOK_EVERY_S - RECLAIM_EVERY_S)
+        assert journal.counts() == Counts(new=1)
 
 
 async def test_a_new_session_takes_over_at_once_from_the_dead(

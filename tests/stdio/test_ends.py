@@ -262,9 +262,21 @@ def test_the_death_of_the_spawning_process_is_noticed_with_a_full_pipe(tmp_path:
         eventually(lambda: not is_alive(child), within_s=2)
 
 
-def test_the_death_of_the_spawning_process_is_noticed_while_the_sdk_is_imported(tmp_path: Path) -> None:
+NO_PIDFD = "import os; vars(os).pop('pidfd_open', None); from molecule_mcp.__main__ import main; main()"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param(("-m", "molecule_mcp"), id="told by the system"),
+        pytest.param(("-c", NO_PIDFD), id="looked for"),
+    ],
+)
+def test_the_death_of_the_spawning_process_is_noticed_while_the_sdk_is_imported(
+    tmp_path: Path, arguments: tuple[str, str]
+) -> None:
     """Agent-side 2: a request that waits is not served to the end for a host that is not there any more."""
-    with Host(no_platform(), state=tmp_path, command=wrapped((sys.executable, "-m", "molecule_mcp"))) as host:
+    with Host(no_platform(), state=tmp_path, command=wrapped((sys.executable, *arguments))) as host:
         host.request("ping")
         (child,) = eventually(lambda: children_of(host.process.pid), within_s=10)
         eventually(lambda: len(list(Path(f"/proc/{child}/task").iterdir())), within_s=10, until=lambda n: n >= 4)
