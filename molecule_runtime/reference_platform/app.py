@@ -94,13 +94,16 @@ def _middleware(parts: Parts) -> list[Middleware]:
 async def _lifespan(app: Starlette) -> AsyncIterator[None]:
     parts: Parts = app.state.parts
     await parts.store.migrate()
-    sweeping = asyncio.create_task(parts.sweeper.run())
     try:
-        yield
+        async with parts.relay.running():
+            sweeping = asyncio.create_task(parts.sweeper.run())
+            try:
+                yield
+            finally:
+                sweeping.cancel()
+                with suppress(asyncio.CancelledError):
+                    await sweeping
     finally:
-        sweeping.cancel()
-        with suppress(asyncio.CancelledError):
-            await sweeping
         await parts.store.close()
 
 

@@ -95,7 +95,7 @@ class SilentPlatform:
 class PlatformProcess:
     """`molecule-mcp platform` on a free port. `env` may shorten its windows (REMOTE_LIVENESS_STALE_AFTER ...)."""
 
-    def __init__(self, database: Path, *, port: int = 0, workspace: str | None = None, **env: str) -> None:
+    def __init__(self, database: Path | str, *, port: int = 0, workspace: str | None = None, **env: str) -> None:
         self.database = database
         command = [sys.executable, "-m", "molecule_mcp", "platform", "--json"]
         command += ["--port", str(port), "--db", str(database)]

@@ -28,6 +28,8 @@ from molecule_runtime.wire.registry import WorkspaceStatus
 
 MAX_SINCE_S = 2_592_000
 """Seconds, 30 days: the widest window a reader may ask for (contract 4.3)."""
+PRUNED_AT_ONCE = 500
+"""Rows deleted in one transaction."""
 CURSOR_GONE = (
     "since_id cursor not found (row may have been pruned or belongs to a different workspace); omit since_id to reset"
 )
@@ -111,7 +113,10 @@ class ActivityLog:
 
     async def prune(self, older_than: datetime) -> int:
         """Delete rows from before `older_than`; the number of rows deleted. Cursors on them become 410."""
-        return await self._store.write(_prune, older_than)
+        deleted = 0
+        while portion := await self._store.write(_prune, older_than):
+            deleted += portion
+        return deleted
 
 
 def append(connection: Connection, row: NewRow, now: datetime) -> ActivityRow:
@@ -237,7 +242,9 @@ def _cursor_seq(connection: Connection, workspace_id: str, cursor: str) -> int:
 
 
 def _prune(connection: Connection, older_than: datetime) -> int:
-    return connection.execute(delete(activity_logs).where(activity_logs.c.created_at < older_than)).rowcount
+    """Delete some of the old rows: in portions, so that a week of messages does not hold up the beats."""
+    old = select(activity_logs.c.id).where(activity_logs.c.created_at < older_than).limit(PRUNED_AT_ONCE)
+    return connection.execute(delete(activity_logs).where(activity_logs.c.id.in_(old))).rowcount
 
 
 def _microseconds(moment: datetime) -> int:

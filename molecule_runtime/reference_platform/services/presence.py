@@ -19,6 +19,7 @@ from molecule_runtime.reference_platform.refusals import Refusal, workspace_not_
 from molecule_runtime.reference_platform.services import tokens
 from molecule_runtime.reference_platform.services.push_urls import check_push_url
 from molecule_runtime.reference_platform.store.engine import Store
+from molecule_runtime.reference_platform.store.locks import Lock, exclusively
 from molecule_runtime.reference_platform.store.tables import workspaces
 from molecule_runtime.wire.events import EventName
 from molecule_runtime.wire.registry import DeliveryMode, HeartbeatRequest, RegisterRequest, WorkspaceStatus
@@ -250,6 +251,8 @@ def _locked(connection: Connection, workspace_id: str) -> RowMapping | None:
 
 
 def _mark_stale(connection: Connection, cutoff: datetime, now: datetime) -> list[str]:
+    # Two sweeps at once would lock the same rows in different orders; each change goes to one of them either way.
+    exclusively(connection, Lock.STALE_SWEEP)
     columns = workspaces.c
     changed = connection.execute(
         update(workspaces)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, Connection, exists, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, bindparam, exists, func, insert, select, update
 
 from molecule_runtime.clock import Clock
 from molecule_runtime.reference_platform.identifiers import new_id
@@ -25,6 +25,8 @@ from molecule_runtime.wire.workspaces import TokenRow
 TOKEN_BYTES = 32
 MAX_LIVE = 50
 """Live tokens of one workspace (contract 1.2)."""
+FLUSH_ROWS = 250
+"""Times of use written in one transaction."""
 PREFIX_CHARS = 8
 """Characters of a token that are kept in clear, so that a person can tell tokens apart (contract 1.2)."""
 
@@ -108,7 +110,11 @@ class Tokens:
         """
         used, self._used = self._used, {}
         if used:
-            await self._store.write(_write_last_used, used)
+            # In portions, so that no beat waits for all of them, and in one order, so that two processes that write
+            # the same rows wait for each other instead of locking each other out.
+            rows = sorted(used.items())
+            for start in range(0, len(rows), FLUSH_ROWS):
+                await self._store.write(_write_last_used, rows[start : start + FLUSH_ROWS])
 
     def _note_use(self, found: tuple[str, str] | None) -> str | None:
         if found is None:
@@ -231,8 +237,10 @@ def _any_live(connection: Connection) -> bool:
     return bool(connection.execute(select(exists().where(workspace_tokens.c.revoked_at.is_(None)))).scalar_one())
 
 
-def _write_last_used(connection: Connection, used: dict[str, datetime]) -> None:
-    for token_id, moment in used.items():
-        connection.execute(
-            update(workspace_tokens).where(workspace_tokens.c.id == token_id).values(last_used_at=moment)
-        )
+def _write_last_used(connection: Connection, used: Sequence[tuple[str, datetime]]) -> None:
+    statement = (
+        update(workspace_tokens)
+        .where(workspace_tokens.c.id == bindparam("token_id"))
+        .values(last_used_at=bindparam("moment"))
+    )
+    connection.execute(statement, [{"token_id": token_id, "moment": moment} for token_id, moment in used])
