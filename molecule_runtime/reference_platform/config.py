@@ -82,13 +82,13 @@ class PlatformConfig:
             enable_test_tokens=values.get("MOLECULE_ENABLE_TEST_TOKENS", "").strip() == "1",
             cors_origins=_origins(values.get("CORS_ORIGINS")),
             external_url=values.get("EXTERNAL_PLATFORM_URL", "").strip().rstrip("/"),
-            stale_after_s=_seconds(values.get("REMOTE_LIVENESS_STALE_AFTER"), STALE_AFTER_S),
-            sweep_interval_s=_seconds(values.get("REMOTE_LIVENESS_SWEEP_S"), SWEEP_INTERVAL_S),
+            stale_after_s=_positive(values.get("REMOTE_LIVENESS_STALE_AFTER"), STALE_AFTER_S),
+            sweep_interval_s=_positive(values.get("REMOTE_LIVENESS_SWEEP_S"), SWEEP_INTERVAL_S),
             rate_limit=_count(values.get("RATE_LIMIT")),
             activity_retention_days=min(
-                _seconds(values.get("ACTIVITY_RETENTION_DAYS"), ACTIVITY_RETENTION_DAYS), LONGEST_RETENTION_DAYS
+                _positive(values.get("ACTIVITY_RETENTION_DAYS"), ACTIVITY_RETENTION_DAYS), LONGEST_RETENTION_DAYS
             ),
-            activity_cleanup_interval_hours=_seconds(
+            activity_cleanup_interval_hours=_positive(
                 values.get("ACTIVITY_CLEANUP_INTERVAL_HOURS"), ACTIVITY_CLEANUP_INTERVAL_HOURS
             ),
         )
@@ -123,7 +123,7 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def _seconds(text: str | None, default: float) -> float:
+def _positive(text: str | None, default: float) -> float:
     try:
         value = float(text) if text else default
     except ValueError:

@@ -9,24 +9,27 @@ The doorbell carries nothing, so no event is too large for it, and whoever misse
 the latest with the next sweep. Rows become visible in the order of their ids (a lock on PostgreSQL, the only writer on
 SQLite), so a cursor misses none; the events of one process arrive in their order, and none comes back to its publisher.
 
-A process keeps a row with a term in platform_processes. Events are written only while another one is there: alone, as
-most platforms are, a process pays nothing. A process that joins hears what is published from the moment that the
-others have seen it, some milliseconds on PostgreSQL and up to 50 on SQLite.
+A process keeps a row with a term in platform_processes. Events are written only while another one is there, or may be
+because the doorbell's connection is down: alone, as most platforms are, a process pays nothing. A process that joins
+hears what is published from the moment that the others have seen it, some milliseconds on PostgreSQL and up to 50 on
+SQLite.
 
-An event is a doorbell, the data is in the store: one that cannot be passed on is logged, counted and forgotten.
+A database that fails is tried again; events wait meanwhile, and the oldest make room. One whose commit was answered by
+a cut connection may come twice: an event is a doorbell, the data is in the store.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from typing import NoReturn
 
 import anyio
 import structlog
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from sqlalchemy import BigInteger, ColumnElement, Connection, cast, delete, exists, func, insert, select, update
 
 from molecule_runtime.reference_platform.bus import EventBus
@@ -45,6 +48,11 @@ OUTBOX = 5_000
 """Events that wait for a database that does not answer; the oldest make room."""
 BATCH = 500
 """Events in one row."""
+RETRY_FIRST_S = 0.1
+RETRY_LONGEST_S = 5.0
+"""Pauses after a failure, doubling."""
+FAREWELL_S = 2.0
+"""Seconds that a process which ends takes at most to pass on its last events."""
 
 _EVENTS = TypeAdapter(list[Event])
 
@@ -70,19 +78,26 @@ class Relay:
         self._id = new_id()
         self._cursor = 0
         self._others = False
+        self._hears = True
         self._outbox: deque[str] = deque(maxlen=OUTBOX)
+        self._in_hand: list[str] = []
         self._sending = asyncio.Event()
+        self._sent = asyncio.Event()
+        self._sent.set()
         self._looking = asyncio.Event()
 
     @property
     def has_company(self) -> bool:
-        """Whether another process was there at the last look."""
+        """Whether another process was there at the last look, or nobody can say."""
         return self._others
 
     def pass_on(self, event: Event) -> None:
         """Queue an event for the other processes, if there are any; never waits."""
         if self._others:
+            if len(self._outbox) == OUTBOX:
+                log.warning("relay.overflowed", event_name=event.event, workspace_id=event.workspace_id)
             self._outbox.append(event.model_dump_json())
+            self._sent.clear()
             self._sending.set()
 
     @asynccontextmanager
@@ -93,14 +108,16 @@ class Relay:
             StoreError: the database failed at the start.
         """
         self._cursor = await self._store.write(_join, self._id, self._term_s)
-        tasks = [asyncio.ensure_future(loop) for loop in (self._store.watch(self._look), self._receive(), self._send())]
+        steps = (self._watch, self._receive, self._send)
+        tasks = [asyncio.create_task(_forever(step), name=f"relay{step.__name__}") for step in steps]
         self._look()
         try:
             yield
         finally:
-            for task in tasks:
-                task.cancel()
             with anyio.CancelScope(shield=True):
+                await self._say_farewell()
+                for task in tasks:
+                    task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
                 with suppress(StoreError):
                     await self._store.write(_leave, self._id)
@@ -117,31 +134,68 @@ class Relay:
     def _look(self) -> None:
         self._looking.set()
 
+    async def _watch(self) -> None:
+        await self._store.watch(self._hear, self._go_deaf)
+
+    def _hear(self) -> None:
+        self._hears = True
+        self._look()
+
+    def _go_deaf(self) -> None:
+        """Others may come and go unheard from now on."""
+        self._hears, self._others = False, True
+
     async def _receive(self) -> None:
-        while True:
-            await self._looking.wait()
-            self._looking.clear()
+        await self._looking.wait()
+        self._looking.clear()
+        try:
+            news = await self._store.read(_news, self._id, self._cursor)
+        except StoreError:
+            self._look()
+            raise
+        self._others = news.others or not self._hears
+        self._cursor = news.cursor
+        for batch in news.batches:
             try:
-                news = await self._store.read(_news, self._id, self._cursor)
-            except StoreError:
-                log.exception("relay.read_failed")
-                continue  # the next ring or sweep looks again from the same cursor
-            self._others = news.others
-            self._cursor = news.cursor
-            for batch in news.batches:
-                for event in _EVENTS.validate_json(batch):
-                    self._bus.deliver(event)
+                events = _EVENTS.validate_json(batch)
+            except ValidationError:
+                log.exception("relay.batch_unreadable")  # another version's: the next batch may be better
+                continue
+            for event in events:
+                self._bus.deliver(event)
 
     async def _send(self) -> None:
-        while True:
-            await self._sending.wait()
+        """Write what is queued, at most a batch; what could not be written stays in hand for the next time."""
+        await self._sending.wait()
+        if not self._in_hand:
+            self._in_hand = [self._outbox.popleft() for _ in range(min(BATCH, len(self._outbox)))]
+        if self._in_hand:
+            await self._store.write(_append, self._id, f"[{','.join(self._in_hand)}]")
+            self._in_hand = []
+        if not self._outbox:
             self._sending.clear()
-            while self._outbox:
-                batch = [self._outbox.popleft() for _ in range(min(BATCH, len(self._outbox)))]
-                try:
-                    await self._store.write(_append, self._id, f"[{','.join(batch)}]")
-                except StoreError:
-                    log.exception("relay.send_failed", count=len(batch))
+            self._sent.set()
+
+    async def _say_farewell(self) -> None:
+        with anyio.move_on_after(FAREWELL_S):
+            await self._sent.wait()
+
+
+async def _forever(step: Callable[[], Awaitable[None]]) -> NoReturn:
+    """Repeat a step; after a failure again, ever more slowly.
+
+    The pauses are real time, not the platform's clock: they pace a network, and no test waits for them to pass.
+    """
+    pause_s = RETRY_FIRST_S
+    while True:
+        try:
+            await step()
+            pause_s = RETRY_FIRST_S
+        except Exception as error:  # the edge of the loop: one bad turn must not end all others
+            reason = error.reason if isinstance(error, StoreError) else type(error).__name__
+            log.warning("relay.step_failed", detail=reason, retry_s=pause_s, exc_info=not isinstance(error, StoreError))
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, RETRY_LONGEST_S)
 
 
 def _now_s(connection: Connection) -> ColumnElement[int]:

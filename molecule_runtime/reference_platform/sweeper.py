@@ -17,6 +17,9 @@ from molecule_runtime.reference_platform.services.activity import ActivityLog
 from molecule_runtime.reference_platform.services.presence import Presence
 from molecule_runtime.reference_platform.services.tokens import Tokens
 
+PRUNED_A_ROUND = 10_000
+"""Rows of activity deleted between two sweeps: about a second's work."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -66,14 +69,16 @@ class Sweeper:
     async def retain_if_due(self) -> int:
         """Delete activity that is too old, when an interval has passed; the number of rows.
 
+        A round deletes a part of very many rows, so that the next sweep is in time, and stays due.
+
         Raises:
             StoreError: the database failed.
         """
-        now = self._clock.monotonic()
-        if now < self._retention_due:
+        if self._clock.monotonic() < self._retention_due:
             return 0
-        self._retention_due = now + self._retention_interval_s
-        deleted = await self._activity.prune(self._clock.now() - self._retention)
+        deleted = await self._activity.prune(self._clock.now() - self._retention, at_most=PRUNED_A_ROUND)
+        if deleted < PRUNED_A_ROUND:
+            self._retention_due = self._clock.monotonic() + self._retention_interval_s
         log.info("activity.pruned", count=deleted)
         return deleted
 

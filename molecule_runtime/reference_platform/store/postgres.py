@@ -65,10 +65,10 @@ class PostgresDatabase:
         async with self._writer.begin() as connection:
             return await connection.run_sync(work)
 
-    async def watch(self, on_ring: Callable[[], None]) -> None:
+    async def watch(self, on_ring: Callable[[], None], on_lost: Callable[[], None]) -> None:
         """LISTEN on a connection of its own; when it is lost, connect again, ever more slowly."""
         engine = self._single()
-        delay = RECONNECT_FIRST_S
+        pause_s = RECONNECT_FIRST_S
         while True:
             try:
                 async with engine.connect() as connection:
@@ -77,15 +77,17 @@ class PostgresDatabase:
                     driver.add_termination_listener(lambda *_, lost=lost: lost.set())
                     await driver.add_listener(CHANNEL, lambda *_: on_ring())
                     on_ring()  # for what was written while nobody listened
-                    delay = RECONNECT_FIRST_S
+                    pause_s = RECONNECT_FIRST_S
                     await lost.wait()
                     await connection.invalidate()
+                reason = "connection lost"
             except self.failures as error:
-                log.warning("relay.connect_failed", error=type(error).__name__)
-            log.warning("relay.connection_lost", retry_s=delay)
+                reason = type(error).__name__
+            on_lost()
+            log.warning("store.doorbell_lost", detail=reason, retry_s=pause_s)
             # Real time, not the platform's clock: it paces a network, and no test waits for it to pass.
-            await asyncio.sleep(delay)
-            delay = min(2 * delay, RECONNECT_LONGEST_S)
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, RECONNECT_LONGEST_S)
 
     async def close(self) -> None:
         await self._writer.dispose()

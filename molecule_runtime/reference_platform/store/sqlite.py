@@ -94,8 +94,11 @@ class SqliteDatabase:
     async def write(self, work: Callable[[Connection], T]) -> T:
         return await self._writer.run(work)
 
-    async def watch(self, on_ring: Callable[[], None]) -> None:
-        """Look at the file's version from a thread: a change by any connection but the looking one shows there."""
+    async def watch(self, on_ring: Callable[[], None], on_lost: Callable[[], None]) -> None:
+        """Look at the file's version from a thread: a change by any connection but the looking one shows there.
+
+        A look that fails is followed by one that shows the change, so nothing is ever lost.
+        """
         loop = asyncio.get_running_loop()
         stop = threading.Event()
 
@@ -109,7 +112,8 @@ class SqliteDatabase:
             await loop.create_future()
         finally:
             stop.set()
-            watcher.join()
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(watcher.join)
 
     async def close(self) -> None:
         # The writer last: whoever closes the file last folds the write-ahead log into it.
