@@ -138,6 +138,7 @@ async def serve(config: PlatformConfig, *, on_ready: Callable[[str], None], cloc
             uvicorn.Config(
                 app,
                 lifespan="on",
+                http="httptools",
                 ws="websockets-sansio",
                 proxy_headers=False,  # the rate limit counts remote addresses, not what a header claims
                 access_log=False,

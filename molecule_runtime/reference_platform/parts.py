@@ -17,6 +17,7 @@ from molecule_runtime.reference_platform.services.activity import ActivityLog
 from molecule_runtime.reference_platform.services.chat_history import ChatHistories
 from molecule_runtime.reference_platform.services.discovery import Discovery
 from molecule_runtime.reference_platform.services.forwarding import Forwarder
+from molecule_runtime.reference_platform.services.heartbeats import Heartbeats
 from molecule_runtime.reference_platform.services.messages import AgentMessageWriter, Inbound
 from molecule_runtime.reference_platform.services.peers import Peers
 from molecule_runtime.reference_platform.services.presence import Presence
@@ -43,6 +44,7 @@ class Parts:
     workspaces: Workspaces
     workspace_edits: WorkspaceEdits
     presence: Presence
+    heartbeats: Heartbeats
     peers: Peers
     discovery: Discovery
     activity: ActivityLog
@@ -75,6 +77,7 @@ def build_parts(config: PlatformConfig, clock: Clock) -> Parts:
         workspaces=Workspaces(store, bus, clock),
         workspace_edits=WorkspaceEdits(store, clock),
         presence=presence,
+        heartbeats=Heartbeats(store, bus, tokens, clock),
         peers=peers,
         discovery=Discovery(store, development=config.development),
         activity=activity,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -18,6 +18,7 @@ from molecule_runtime.clock import Clock
 from molecule_runtime.reference_platform.identifiers import new_id
 from molecule_runtime.reference_platform.refusals import Refusal, workspace_not_found
 from molecule_runtime.reference_platform.store.engine import Store
+from molecule_runtime.reference_platform.store.lists import padded
 from molecule_runtime.reference_platform.store.tables import workspace_tokens, workspaces
 from molecule_runtime.wire.registry import WorkspaceStatus
 from molecule_runtime.wire.workspaces import TokenRow
@@ -116,12 +117,50 @@ class Tokens:
             for start in range(0, len(rows), FLUSH_ROWS):
                 await self._store.write(_write_last_used, rows[start : start + FLUSH_ROWS])
 
+    def note_use(self, token_id: str) -> None:
+        """Remember that a token has just opened a door."""
+        self._used[token_id] = self._clock.now()
+
     def _note_use(self, found: tuple[str, str] | None) -> str | None:
         if found is None:
             return None
         token_id, workspace_id = found
-        self._used[token_id] = self._clock.now()
+        self.note_use(token_id)
         return workspace_id
+
+
+def standings(
+    connection: Connection, claims: Sequence[tuple[str, str]], statuses: Mapping[str, str]
+) -> list[tuple[Standing, str | None]]:
+    """Where each (workspace id, bearer) stands, and the id of the bearer's token; `statuses` are those of the rows.
+
+    Two questions at most for all of them, inside the caller's transaction.
+    """
+    columns = workspace_tokens.c
+    digests = [_digest(bearer) for _, bearer in claims]
+    query = select(columns.digest, columns.id, columns.workspace_id).where(
+        columns.digest.in_(padded(digests)), columns.revoked_at.is_(None)
+    )
+    bearers = {row.digest: row for row in connection.execute(query)}
+    # A workspace whose own token was shown has one; of the others nobody knows yet.
+    live = {row.workspace_id for row in bearers.values()}
+    unsure = sorted({workspace_id for workspace_id, _ in claims} - live)
+    if unsure:
+        with_token = select(columns.workspace_id).where(
+            columns.workspace_id.in_(padded(unsure)), columns.revoked_at.is_(None)
+        )
+        live.update(connection.execute(with_token).scalars())
+    found = []
+    for (workspace_id, _), digest in zip(claims, digests, strict=True):
+        token = bearers.get(digest)
+        standing = Standing(
+            known=workspace_id in statuses,
+            removed=statuses.get(workspace_id) == WorkspaceStatus.REMOVED,
+            has_live_token=workspace_id in live,
+            bearer_owner=None if token is None else token.workspace_id,
+        )
+        found.append((standing, None if token is None else token.id))
+    return found
 
 
 def mint(connection: Connection, workspace_id: str, now: datetime) -> str:
