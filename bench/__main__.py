@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from websockets.asyncio.client import connect
 
+from bench import platform as beating
 from bench.no_doorbell import NoDoorbell
 from molecule_runtime.doorbell import websocket_url
 from tests.support.host import Host
@@ -63,6 +64,7 @@ def main() -> None:
             table.add_row(row.case, row.what, f"{row.p50_ms:.1f}", f"{row.worst_ms:.1f}", cpu, ratio)
         table.add_section()
     Console().print(table)
+    Console().print(beating.table_of(beating.measure()))
 
 
 # commands that must not load anything heavy
