@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from websockets.asyncio.client import connect
 
+from bench import platform as beating
 from bench.agent_side import figures
 from bench.no_doorbell import NoDoorbell
 from molecule_runtime.doorbell import websocket_url
@@ -73,6 +74,7 @@ def main() -> None:
             goals.add_row(figure.case, figure.what, f"{figure.value:.2f}", figure.unit, goal, verdict)
         goals.add_section()
     Console().print(goals)
+    Console().print(beating.table_of(beating.measure()))
 
 
 # commands that must not load anything heavy

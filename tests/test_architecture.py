@@ -60,7 +60,7 @@ PLACES = {
         {
             1: "config metrics identifiers refusals strict_json",
             2: "store bus",
-            3: "services auth",
+            3: "services auth relay",
             4: "routes sweeper parts middleware rate_limit",
             5: "app attach",
         },

@@ -48,6 +48,8 @@ def _run(config: PlatformConfig, workspace: str | None, *, as_json: bool) -> int
     from molecule_runtime import logs
 
     try:
+        import uvloop
+
         from molecule_runtime.reference_platform.app import serve
         from molecule_runtime.reference_platform.attach import attach
         from molecule_runtime.reference_platform.refusals import Refusal
@@ -66,7 +68,8 @@ def _run(config: PlatformConfig, workspace: str | None, *, as_json: bool) -> int
         await serve(config, on_ready=lambda url: _announce(url, config, attached, as_json=as_json))
 
     try:
-        asyncio.run(main())
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # half the cost of asyncio's own
+            runner.run(main())
     except Refusal as refusal:
         _output.complain(f"--workspace: {refusal.body()['error']}. Use at most 255 characters and none of {{}}[]|>*&!")
         return 2

@@ -15,6 +15,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, supp
 from pathlib import Path
 from typing import Any
 
+import anyio
 import structlog
 
 from molecule_runtime.clock import Clock, wait_for_event
@@ -29,6 +30,8 @@ TEXT_CODE_POINTS = 8_000
 """Longer texts go to a file: a host cuts results at about 10 kB (agent-side 4)."""
 OTHER_PROCESS_CHECK_S = 0.5
 """How soon a wait notices what another process wrote or gave back."""
+NAME_WAIT_S = 2.0
+"""A message without its sender's name is worth more than one that comes later."""
 RECLAIM_EVERY_S = 1.5
 """agent-side 4: a dead session's leases are back within 2 s."""
 QUIET_LOOK_EVERY_S = 10.0
@@ -144,7 +147,16 @@ class Mailbox:
     async def take(self, key: str) -> dict[str, Any] | None:
         """Lease the next message if there is one, without waiting."""
         entry = await self._lease(key)
-        return self._view(entry) if entry is not None else None
+        if entry is None:
+            return None
+        await self._know(entry.message.peer_id)
+        return self._view(entry)
+
+    async def _know(self, peer_id: str) -> None:
+        """Have the name of a peer: whoever read the feed may be another process, or not be through with asking."""
+        if peer_id and self._directory.known(peer_id) is None:
+            with anyio.move_on_after(NAME_WAIT_S):
+                await self._directory.learn({peer_id})
 
     @asynccontextmanager
     async def attended(self) -> AsyncIterator[None]:

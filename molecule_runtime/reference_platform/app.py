@@ -94,13 +94,16 @@ def _middleware(parts: Parts) -> list[Middleware]:
 async def _lifespan(app: Starlette) -> AsyncIterator[None]:
     parts: Parts = app.state.parts
     await parts.store.migrate()
-    sweeping = asyncio.create_task(parts.sweeper.run())
     try:
-        yield
+        async with parts.relay.running():
+            sweeping = asyncio.create_task(parts.sweeper.run())
+            try:
+                yield
+            finally:
+                sweeping.cancel()
+                with suppress(asyncio.CancelledError):
+                    await sweeping
     finally:
-        sweeping.cancel()
-        with suppress(asyncio.CancelledError):
-            await sweeping
         await parts.store.close()
 
 
@@ -135,6 +138,7 @@ async def serve(config: PlatformConfig, *, on_ready: Callable[[str], None], cloc
             uvicorn.Config(
                 app,
                 lifespan="on",
+                http="httptools",
                 ws="websockets-sansio",
                 proxy_headers=False,  # the rate limit counts remote addresses, not what a header claims
                 access_log=False,

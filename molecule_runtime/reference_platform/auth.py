@@ -15,8 +15,8 @@ A store that fails opens no door: every method raises 503 then. All wrong tokens
 from __future__ import annotations
 
 import hmac
-from collections.abc import Awaitable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TypeVar
 
@@ -26,7 +26,7 @@ from starlette.requests import HTTPConnection
 from molecule_runtime.reference_platform.config import PlatformConfig
 from molecule_runtime.reference_platform.identifiers import canonical_uuid
 from molecule_runtime.reference_platform.refusals import Refusal, platform_unavailable
-from molecule_runtime.reference_platform.services.tokens import Tokens
+from molecule_runtime.reference_platform.services.tokens import Standing, Tokens
 from molecule_runtime.reference_platform.store.engine import StoreError
 
 BEARER = "Bearer "
@@ -54,6 +54,17 @@ class Who:
 
     def refusal(self, bearer: str) -> Refusal:
         return Refusal(401, self.invalid if bearer else self.missing)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a caller shows, and the rule that says whether it opens the door, given where that stands.
+
+    `judge` raises a Refusal (401) when it does not.
+    """
+
+    bearer: str = field(repr=False)
+    judge: Callable[[Standing], Access]
 
 
 WORKSPACE = Who("missing workspace auth token", "invalid workspace auth token")
@@ -120,18 +131,26 @@ class Auth:
         Raises:
             Refusal: 401, also for a removed workspace whatever the bearer; 503 when the store cannot say.
         """
+        claim = self.claim_self(connection, workspace_id, creates=creates)
+        return claim.judge(await _known(self._tokens.standing(workspace_id, claim.bearer)))
+
+    def claim_self(self, connection: HTTPConnection, workspace_id: str, *, creates: bool = False) -> Claim:
+        """The same rule for those who look the standing up themselves, in the transaction that acts on it."""
         bearer = bearer_of(connection)
-        standing = await _known(self._tokens.standing(workspace_id, bearer))
-        if standing.removed:
-            raise WORKSPACE.refusal(bearer)
-        if self._is_admin(bearer):
-            return Access.ADMIN
-        if bearer and standing.bearer_owner == workspace_id:
-            return Access.WORKSPACE
-        locked = standing.has_live_token or (creates and not standing.known and bool(self._admin_token))
-        if bearer or locked:
-            raise WORKSPACE.refusal(bearer)
-        return Access.OPEN
+
+        def judge(standing: Standing) -> Access:
+            if standing.removed:
+                raise WORKSPACE.refusal(bearer)
+            if self._is_admin(bearer):
+                return Access.ADMIN
+            if bearer and standing.bearer_owner == workspace_id:
+                return Access.WORKSPACE
+            locked = standing.has_live_token or (creates and not standing.known and bool(self._admin_token))
+            if bearer or locked:
+                raise WORKSPACE.refusal(bearer)
+            return Access.OPEN
+
+        return Claim(bearer, judge)
 
     async def require_reader(self, connection: HTTPConnection, workspace_id: str) -> Access:
         """SELF-TOKEN as the registry's reading routes have it: open while there is no live token (contract 2.6).

@@ -3,12 +3,12 @@
 A publisher never waits for a listener. Each listener has a buffer of 256 events; what does not fit is dropped for that
 listener, counted, and logged once per listener, because an event is only a doorbell: the data is in the store.
 
-`publish` is the one way in, so events of other processes can join by calling `deliver` from a relay.
+`publish` is the one way in for events of this process; the relay brings those of others in through `deliver`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -60,6 +60,11 @@ class EventBus:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._subscriptions: set[Subscription] = set()
+        self._pass_on: Callable[[Event], None] | None = None
+
+    def pass_on_to(self, relay: Callable[[Event], None]) -> None:
+        """Hand every published event to `relay` as well, which must not wait."""
+        self._pass_on = relay
 
     async def emit(self, name: EventName, workspace_id: str, payload: Mapping[str, Any]) -> None:
         """Announce an event of a workspace, stamped with the time of now."""
@@ -68,8 +73,10 @@ class EventBus:
         )
 
     async def publish(self, event: Event) -> None:
-        """Announce an event to all listeners. Async, so that a relay to other processes can be awaited here."""
+        """Announce an event to all listeners, here and in other processes."""
         self.deliver(event)
+        if self._pass_on is not None:
+            self._pass_on(event)
 
     def deliver(self, event: Event) -> None:
         """Hand an event to the listeners of this process only."""

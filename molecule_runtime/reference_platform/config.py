@@ -19,6 +19,11 @@ STALE_AFTER_S = 90.0
 """Silence after which an external workspace shows as awaiting its agent (contract 2.4)."""
 SWEEP_INTERVAL_S = 15.0
 """Period of the stale sweep: an agent shows as gone 90-105 s after its last beat (contract 2.4)."""
+ACTIVITY_RETENTION_DAYS = 7.0
+"""Age at which activity rows, and with them the chat, are deleted (contract 4.3)."""
+ACTIVITY_CLEANUP_INTERVAL_HOURS = 6.0
+LONGEST_RETENTION_DAYS = 36_500.0
+"""A century stands for "never" and still makes a date."""
 CORS_ORIGINS = ("http://localhost:3000", "http://localhost:3001")
 """Where a separately served canvas lives during development (contract 1.8)."""
 PRODUCTION = "production"
@@ -43,6 +48,8 @@ class PlatformConfig:
     stale_after_s: float = STALE_AFTER_S
     sweep_interval_s: float = SWEEP_INTERVAL_S
     rate_limit: int = 0
+    activity_retention_days: float = ACTIVITY_RETENTION_DAYS
+    activity_cleanup_interval_hours: float = ACTIVITY_CLEANUP_INTERVAL_HOURS
 
     def __post_init__(self) -> None:
         if not is_loopback(self.host) and not self.admin_token:
@@ -75,9 +82,15 @@ class PlatformConfig:
             enable_test_tokens=values.get("MOLECULE_ENABLE_TEST_TOKENS", "").strip() == "1",
             cors_origins=_origins(values.get("CORS_ORIGINS")),
             external_url=values.get("EXTERNAL_PLATFORM_URL", "").strip().rstrip("/"),
-            stale_after_s=_seconds(values.get("REMOTE_LIVENESS_STALE_AFTER"), STALE_AFTER_S),
-            sweep_interval_s=_seconds(values.get("REMOTE_LIVENESS_SWEEP_S"), SWEEP_INTERVAL_S),
+            stale_after_s=_positive(values.get("REMOTE_LIVENESS_STALE_AFTER"), STALE_AFTER_S),
+            sweep_interval_s=_positive(values.get("REMOTE_LIVENESS_SWEEP_S"), SWEEP_INTERVAL_S),
             rate_limit=_count(values.get("RATE_LIMIT")),
+            activity_retention_days=min(
+                _positive(values.get("ACTIVITY_RETENTION_DAYS"), ACTIVITY_RETENTION_DAYS), LONGEST_RETENTION_DAYS
+            ),
+            activity_cleanup_interval_hours=_positive(
+                values.get("ACTIVITY_CLEANUP_INTERVAL_HOURS"), ACTIVITY_CLEANUP_INTERVAL_HOURS
+            ),
         )
 
     @property
@@ -110,7 +123,7 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def _seconds(text: str | None, default: float) -> float:
+def _positive(text: str | None, default: float) -> float:
     try:
         value = float(text) if text else default
     except ValueError:

@@ -5,11 +5,11 @@ Written as plain ASGI, so that WebSockets pass the same guard and bodies are nev
 
 from __future__ import annotations
 
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 import anyio
 import structlog
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -29,6 +29,7 @@ SECURITY_HEADERS = {
     "base-uri 'none'; object-src 'none'",
 }
 """Set on every response (contract 1.8)."""
+_RAW_SECURITY_HEADERS = [(name.lower().encode(), value.encode()) for name, value in SECURITY_HEADERS.items()]
 
 log = structlog.get_logger(__name__)
 
@@ -72,7 +73,7 @@ def _pattern(route: BaseRoute | None) -> str:
 
 
 class SecurityHeaders:
-    """Adds the security headers to every HTTP response."""
+    """Adds the security headers to every HTTP response; nothing inside sets one of them itself."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -80,7 +81,7 @@ class SecurityHeaders:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def add_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(SECURITY_HEADERS)
+                message["headers"] = [*message["headers"], *_RAW_SECURITY_HEADERS]
             await send(message)
 
         await self._app(scope, receive, add_headers)
@@ -111,15 +112,24 @@ class ForeignPageGuard:
             await refusal(scope, receive, send)
 
     def _reason(self, scope: Scope) -> str | None:
-        headers = Headers(scope=scope)
-        host = headers.get("host", "").lower()
-        if not is_loopback(_hostname(host)):
+        host, origins = "", []
+        for name, value in scope["headers"]:
+            if name == b"host":
+                host = host or value.decode("latin-1").lower()
+            elif name == b"origin":
+                origins.append(value.decode("latin-1"))
+        if not _is_loopback_host(host):
             return "host not allowed"
-        origins = headers.getlist("origin")
-        own = {f"http://{host}", f"https://{host}"}
+        own = (f"http://{host}", f"https://{host}")
         if all(origin.lower() in own or origin in self._origins for origin in origins):
             return None
         return "origin not allowed"
+
+
+@lru_cache(maxsize=64)
+def _is_loopback_host(netloc: str) -> bool:
+    """Remembered, because every request of an agent carries the same one."""
+    return is_loopback(_hostname(netloc))
 
 
 async def deny_socket(socket: WebSocket, refusal: Response) -> None:

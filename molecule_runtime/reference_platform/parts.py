@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 
 from starlette.requests import HTTPConnection
 
@@ -11,10 +12,12 @@ from molecule_runtime.reference_platform.auth import Auth
 from molecule_runtime.reference_platform.bus import EventBus
 from molecule_runtime.reference_platform.config import PlatformConfig
 from molecule_runtime.reference_platform.metrics import Metrics
+from molecule_runtime.reference_platform.relay import Relay
 from molecule_runtime.reference_platform.services.activity import ActivityLog
 from molecule_runtime.reference_platform.services.chat_history import ChatHistories
 from molecule_runtime.reference_platform.services.discovery import Discovery
 from molecule_runtime.reference_platform.services.forwarding import Forwarder
+from molecule_runtime.reference_platform.services.heartbeats import Heartbeats
 from molecule_runtime.reference_platform.services.messages import AgentMessageWriter, Inbound
 from molecule_runtime.reference_platform.services.peers import Peers
 from molecule_runtime.reference_platform.services.presence import Presence
@@ -34,12 +37,14 @@ class Parts:
     clock: Clock
     store: Store
     bus: EventBus
+    relay: Relay
     metrics: Metrics
     tokens: Tokens
     auth: Auth
     workspaces: Workspaces
     workspace_edits: WorkspaceEdits
     presence: Presence
+    heartbeats: Heartbeats
     peers: Peers
     discovery: Discovery
     activity: ActivityLog
@@ -53,6 +58,8 @@ def build_parts(config: PlatformConfig, clock: Clock) -> Parts:
     """Wire a platform. Nothing is opened yet: the lifespan of the app does that."""
     store = Store(config.database_url)
     bus = EventBus(clock)
+    relay = Relay(store, bus, term_s=4 * config.sweep_interval_s)
+    bus.pass_on_to(relay.pass_on)
     tokens = Tokens(store, clock)
     peers = Peers(store)
     activity = ActivityLog(store, bus, clock)
@@ -63,19 +70,30 @@ def build_parts(config: PlatformConfig, clock: Clock) -> Parts:
         clock=clock,
         store=store,
         bus=bus,
+        relay=relay,
         metrics=Metrics(),
         tokens=tokens,
         auth=Auth(config, tokens),
         workspaces=Workspaces(store, bus, clock),
         workspace_edits=WorkspaceEdits(store, clock),
         presence=presence,
+        heartbeats=Heartbeats(store, bus, tokens, clock),
         peers=peers,
         discovery=Discovery(store, development=config.development),
         activity=activity,
         inbound=Inbound(store, peers, activity, forwarder, clock),
         agent_messages=AgentMessageWriter(store, bus, clock),
         chat_histories=ChatHistories(store),
-        sweeper=Sweeper(presence, tokens, clock, interval_s=config.sweep_interval_s),
+        sweeper=Sweeper(
+            presence,
+            tokens,
+            relay,
+            activity,
+            clock,
+            interval_s=config.sweep_interval_s,
+            retention=timedelta(days=config.activity_retention_days),
+            retention_interval_s=config.activity_cleanup_interval_hours * 3600,
+        ),
     )
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from starlette.datastructures import MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -94,7 +93,8 @@ class RateLimit:
 def _adding(headers: dict[str, str], send: Send) -> Send:
     async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
-            MutableHeaders(scope=message).update(headers)
+            added = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+            message["headers"] = [*message["headers"], *added]
         await send(message)
 
     return send_with_headers

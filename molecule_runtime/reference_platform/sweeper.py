@@ -1,37 +1,60 @@
-"""The platform's housekeeping: one loop that marks silent workspaces (contract 2.4).
+"""The platform's housekeeping: one loop that marks silent workspaces (contract 2.4) and deletes old rows (4.3).
 
-With a period of 15 s and a window of 90 s an agent shows as gone 90-105 s after its last beat. A sweep that fails is
-logged and the next one comes: the loop ends only with the platform.
+With a period of 15 s and a window of 90 s an agent shows as gone 90-105 s after its last beat. A chore that fails is
+logged, the others are done and the next round comes: the loop ends only with the platform.
 """
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+
 import structlog
 
 from molecule_runtime.clock import Clock
+from molecule_runtime.reference_platform.relay import Relay
+from molecule_runtime.reference_platform.services.activity import ActivityLog
 from molecule_runtime.reference_platform.services.presence import Presence
 from molecule_runtime.reference_platform.services.tokens import Tokens
+
+PRUNED_A_ROUND = 10_000
+"""Rows of activity deleted between two sweeps: about a second's work."""
 
 log = structlog.get_logger(__name__)
 
 
 class Sweeper:
-    """Runs `sweep_once` every `interval_s` seconds."""
+    """Runs its chores every `interval_s` seconds, and the deletion of old activity every `retention_interval_s`."""
 
-    def __init__(self, presence: Presence, tokens: Tokens, clock: Clock, *, interval_s: float) -> None:
+    def __init__(
+        self,
+        presence: Presence,
+        tokens: Tokens,
+        relay: Relay,
+        activity: ActivityLog,
+        clock: Clock,
+        *,
+        interval_s: float,
+        retention: timedelta,
+        retention_interval_s: float,
+    ) -> None:
         self._presence = presence
         self._tokens = tokens
+        self._relay = relay
+        self._activity = activity
         self._clock = clock
         self._interval_s = interval_s
+        self._retention = retention
+        self._retention_interval_s = retention_interval_s
+        self._retention_due = clock.monotonic() + retention_interval_s
 
     async def run(self) -> None:
         """Sweep until cancelled."""
+        self._retention_due = self._clock.monotonic() + self._retention_interval_s
         while True:
             await self._clock.sleep(self._interval_s)
-            try:
-                await self.sweep_once()
-            except Exception:  # the edge of the loop: one bad sweep must not end all others
-                log.exception("sweeper.failed")
+            for chore in (self.sweep_once, self._relay.renew, self.retain_if_due):
+                await _attempt(chore)
 
     async def sweep_once(self) -> list[str]:
         """One sweep: the ids of workspaces that it set to awaiting_agent.
@@ -42,3 +65,26 @@ class Sweeper:
         stale = await self._presence.sweep_stale()
         await self._tokens.flush_last_used()
         return stale
+
+    async def retain_if_due(self) -> int:
+        """Delete activity that is too old, when an interval has passed; the number of rows.
+
+        A round deletes a part of very many rows, so that the next sweep is in time, and stays due.
+
+        Raises:
+            StoreError: the database failed.
+        """
+        if self._clock.monotonic() < self._retention_due:
+            return 0
+        deleted = await self._activity.prune(self._clock.now() - self._retention, at_most=PRUNED_A_ROUND)
+        if deleted < PRUNED_A_ROUND:
+            self._retention_due = self._clock.monotonic() + self._retention_interval_s
+        log.info("activity.pruned", count=deleted)
+        return deleted
+
+
+async def _attempt(chore: Callable[[], Awaitable[object]]) -> None:
+    try:
+        await chore()
+    except Exception:  # the edge of the loop: one bad chore must not end all others
+        log.exception("sweeper.failed")

@@ -115,8 +115,8 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Databas
 
 @pytest.fixture
 def config(database: Database) -> PlatformConfig:
-    """Development mode: loopback, no ADMIN_TOKEN."""
-    return PlatformConfig(database=database.url, port=0)
+    """Development mode: loopback, no ADMIN_TOKEN. Its own sweeps never come, so that they do not race with a test's."""
+    return PlatformConfig(database=database.url, port=0, sweep_interval_s=10.0**9)
 
 
 @pytest.fixture

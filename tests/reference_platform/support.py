@@ -148,10 +148,10 @@ async def served(config: PlatformConfig) -> AsyncIterator[str]:
 
 
 async def until(condition: Any) -> None:
-    """Wait until an async condition holds, at most 5 s."""
-    with anyio.fail_after(5):
-        while not await condition():
-            await anyio.lowlevel.checkpoint()
+    """Wait until an async condition holds, at most 15 s."""
+    with anyio.fail_after(15):
+        while not await condition():  # noqa: ASYNC110 - any condition, not only one that an event could announce
+            await anyio.sleep(0.002)  # without a pause this loop would keep the interpreter from the store's threads
 
 
 class Database(Protocol):
@@ -165,6 +165,9 @@ class Database(Protocol):
 
     def refuse(self, operation: str, table: str) -> None:
         """Make every INSERT or UPDATE of a table fail from now on."""
+
+    def heal(self, operation: str, table: str) -> None:
+        """Take that back."""
 
     def everything(self) -> bytes:
         """All that a thief of the database would have."""
@@ -188,6 +191,9 @@ class SqliteFile:
             f"CREATE TRIGGER sick_{operation} BEFORE {operation} ON {table} "
             "BEGIN SELECT RAISE(ABORT, 'the disk is sick'); END"
         )
+
+    def heal(self, operation: str, table: str) -> None:
+        self.sql(f"DROP TRIGGER sick_{operation}")
 
     def everything(self) -> bytes:
         return b"".join(file.read_bytes() for file in self.path.parent.glob(f"{self.path.name}*"))
@@ -216,6 +222,9 @@ class PostgresDatabase:
             "$$ BEGIN RAISE EXCEPTION 'the disk is sick'; END $$"
         )
         self.sql(f"CREATE TRIGGER sick_{operation} BEFORE {operation} ON {table} FOR EACH ROW EXECUTE FUNCTION sick()")
+
+    def heal(self, operation: str, table: str) -> None:
+        self.sql(f"DROP TRIGGER sick_{operation} ON {table}")
 
     def everything(self) -> bytes:
         tables = self.sql("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")

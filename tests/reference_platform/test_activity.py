@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from molecule_runtime.clock import ManualClock
+from molecule_runtime.reference_platform.config import PlatformConfig
 from molecule_runtime.reference_platform.services.activity import CURSOR_GONE
 
-from .support import NOBODY, Database, Member, Platform, fill
+from .support import NOBODY, Database, Member, Platform, fill, running, until
 
 
 async def get(platform: Platform, member: Member, **params: Any) -> tuple[int, Any]:
@@ -70,6 +72,45 @@ async def test_sequence_goes_on_after_all_rows_are_pruned(platform: Platform, cl
     await platform.parts.activity.prune(clock.now())
     await platform.say(member, "c")
     assert [row["seq"] for row in await platform.rows(member)] == [3]
+
+
+async def test_old_rows_go_with_the_first_cleanup_one_interval_after_the_start(
+    config: PlatformConfig, clock: ManualClock
+) -> None:
+    """Every 6 hours what is older than 7 days is deleted, and a cursor on it is 410 (contract 4.3)."""
+    config = replace(config, sweep_interval_s=1800)
+    async with running(config, clock) as platform:
+        member = await platform.join()
+        old = await said(platform, member, "a", "b", "c")
+    clock.advance(7 * 86_400)
+    async with running(config, clock) as platform:
+        (young,) = await said(platform, member, "young")
+
+        async def asleep() -> bool:
+            return clock.sleepers == 1
+
+        async def old_gone() -> bool:
+            return (await get(platform, member, since_id=old[0]))[0] == 410
+
+        for _ in range(11):
+            await until(asleep)
+            clock.advance(1800)
+        await until(asleep)
+        assert not await old_gone()
+        clock.advance(1800)
+        await until(old_gone)
+        assert [row["id"] for row in await platform.rows(member)] == [young]
+
+
+async def test_pruning_goes_on_until_nothing_old_is_left(
+    platform: Platform, clock: ManualClock, database: Database
+) -> None:
+    """Rows are deleted in portions, all of them, and younger ones stay (ours)."""
+    member = await platform.join()
+    fill(database, member, 1100)
+    clock.advance(60)
+    assert await platform.parts.activity.prune(clock.now()) == 1100
+    assert await platform.rows(member) == []
 
 
 async def test_every_filter_and_all_together(platform: Platform, clock: ManualClock) -> None:

@@ -26,6 +26,8 @@ def test_defaults_of_an_empty_environment() -> None:
         stale_after_s=90.0,
         sweep_interval_s=15.0,
         rate_limit=0,
+        activity_retention_days=7.0,
+        activity_cleanup_interval_hours=6.0,
     )
 
 
@@ -41,12 +43,15 @@ def test_every_variable_is_read() -> None:
             "REMOTE_LIVENESS_STALE_AFTER": "20",
             "REMOTE_LIVENESS_SWEEP_S": "0.5",
             "RATE_LIMIT": " 600 ",
+            "ACTIVITY_RETENTION_DAYS": "30",
+            "ACTIVITY_CLEANUP_INTERVAL_HOURS": "1",
         }
     )
     assert (config.admin_token, config.environment) == ("secret", "production")
     assert config.cors_origins == ("https://a.example", "https://b.example")
     assert (config.external_url, config.stale_after_s, config.sweep_interval_s) == ("https://p.example", 20.0, 0.5)
     assert (config.enable_test_tokens, config.rate_limit) == (True, 600)
+    assert (config.activity_retention_days, config.activity_cleanup_interval_hours) == (30.0, 1.0)
     assert "secret" not in repr(config)
 
 

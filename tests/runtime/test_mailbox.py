@@ -174,7 +174,7 @@ async def test_attachments_are_named_with_what_became_of_them(mailbox: Mailbox, 
 async def test_a_peer_is_shown_by_its_cleaned_name(
     platform: Platform, member: Member, journal: Journal, state: WorkspaceState, clock: ManualClock
 ) -> None:
-    """agent-side 4: peer_name and peer_role, once they are known."""
+    """agent-side 4: peer_name and peer_role, asked for when a message is handed out before anybody has asked."""
     peer = await platform.create("ops agent", role="on call", delivery_mode="poll")
     fill(journal, 1, kind=Kind.PEER_AGENT, peer_id=peer.id, delegation_id="d")
     async with client_of(platform, member) as client:
@@ -182,8 +182,9 @@ async def test_a_peer_is_shown_by_its_cleaned_name(
         mailbox = opened(journal, state, clock, directory)
         unknown = view(1, kind="peer_agent", peer_id=peer.id, delegation_id="d", state="new", attempt=0)
         assert await mailbox.peek(1) == [unknown]
-        await directory.list()
-        assert await mailbox.peek(1) == [unknown | {"peer_name": "ops agent", "peer_role": "on call"}]
+        named = {"peer_name": "ops agent", "peer_role": "on call"}
+        assert await mailbox.wait(0, key="a") == unknown | named | {"state": "leased", "attempt": 1}
+        assert await mailbox.peek(1) == [unknown | named | {"state": "leased", "attempt": 1}]
 
 
 @pytest.mark.parametrize("extra", [0, 1])

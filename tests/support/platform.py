@@ -44,6 +44,7 @@ def clean_env(**extra: str) -> dict[str, str]:
         "EXTERNAL_",
         "CORS_",
         "RATE_LIMIT",
+        "ACTIVITY_",
     )
     proxies = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
     kept = {k: v for k, v in os.environ.items() if not k.startswith(ours) and k.upper() not in proxies}
@@ -95,7 +96,7 @@ class SilentPlatform:
 class PlatformProcess:
     """`molecule-mcp platform` on a free port. `env` may shorten its windows (REMOTE_LIVENESS_STALE_AFTER ...)."""
 
-    def __init__(self, database: Path, *, port: int = 0, workspace: str | None = None, **env: str) -> None:
+    def __init__(self, database: Path | str, *, port: int = 0, workspace: str | None = None, **env: str) -> None:
         self.database = database
         command = [sys.executable, "-m", "molecule_mcp", "platform", "--json"]
         command += ["--port", str(port), "--db", str(database)]
@@ -121,6 +122,15 @@ class PlatformProcess:
     @property
     def port(self) -> int:
         return int(self.url.rsplit(":", 1)[1])
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def kill(self) -> None:
+        """End it as a power cut would (SIGKILL), and wait."""
+        self._process.kill()
+        self._process.wait(10)
 
     def stop(self) -> None:
         """End it as an operator would, and wait."""

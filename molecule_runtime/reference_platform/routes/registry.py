@@ -62,9 +62,9 @@ async def _heartbeat(request: Request) -> Response:
     beat = read_model(HeartbeatRequest, await read_object(request))
     workspace_id = _body_id(beat.workspace_id)
     parts = parts_of(request)
-    await parts.auth.require_self(request, workspace_id)
+    claim = parts.auth.claim_self(request, workspace_id)
     with store_failure(500, "failed to update"):
-        secret = await parts.presence.heartbeat(workspace_id, beat)
+        secret = await parts.heartbeats.note(workspace_id, beat, claim.bearer, claim.judge)
     # An unknown workspace gets the same 200: agents of a purged workspace learn it from GET /workspaces/:id.
     reply = HeartbeatReply(status="ok", platform_inbound_secret=secret)
     return JSONResponse(reply.model_dump(mode="json", exclude_none=True))

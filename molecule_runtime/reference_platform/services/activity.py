@@ -20,6 +20,7 @@ from molecule_runtime.reference_platform.bus import EventBus
 from molecule_runtime.reference_platform.identifiers import canonical_uuid, new_id
 from molecule_runtime.reference_platform.refusals import Refusal, workspace_not_found
 from molecule_runtime.reference_platform.store.engine import Store, StoreError
+from molecule_runtime.reference_platform.store.locks import Lock, exclusively
 from molecule_runtime.reference_platform.store.tables import activity_logs, workspaces
 from molecule_runtime.text import cut_code_points
 from molecule_runtime.wire.activity import ActivityReport, ActivityRow, ActivityType
@@ -28,6 +29,8 @@ from molecule_runtime.wire.registry import WorkspaceStatus
 
 MAX_SINCE_S = 2_592_000
 """Seconds, 30 days: the widest window a reader may ask for (contract 4.3)."""
+PRUNED_AT_ONCE = 500
+"""Rows deleted in one transaction."""
 CURSOR_GONE = (
     "since_id cursor not found (row may have been pruned or belongs to a different workspace); omit since_id to reset"
 )
@@ -109,9 +112,21 @@ class ActivityLog:
         """Emit ACTIVITY_LOGGED for a row that is committed (contract 4.4)."""
         await self._bus.emit(EventName.ACTIVITY_LOGGED, row.workspace_id, logged_payload(row))
 
-    async def prune(self, older_than: datetime) -> int:
-        """Delete rows from before `older_than`; the number of rows deleted. Cursors on them become 410."""
-        return await self._store.write(_prune, older_than)
+    async def prune(self, older_than: datetime, *, at_most: int | None = None) -> int:
+        """Delete rows from before `older_than`, about `at_most` of them; the number of rows deleted.
+
+        Cursors on deleted rows become 410.
+
+        Raises:
+            StoreError: the database failed; what was deleted until then stays so.
+        """
+        deleted = 0
+        while at_most is None or deleted < at_most:
+            portion = await self._store.write(_prune, older_than)
+            if not portion:
+                break
+            deleted += portion
+        return deleted
 
 
 def append(connection: Connection, row: NewRow, now: datetime) -> ActivityRow:
@@ -237,7 +252,10 @@ def _cursor_seq(connection: Connection, workspace_id: str, cursor: str) -> int:
 
 
 def _prune(connection: Connection, older_than: datetime) -> int:
-    return connection.execute(delete(activity_logs).where(activity_logs.c.created_at < older_than)).rowcount
+    """Delete some of the old rows: in portions, so that a week of messages does not hold up the beats."""
+    exclusively(connection, Lock.RETENTION)  # two processes would lock the same rows, perhaps in different orders
+    old = select(activity_logs.c.id).where(activity_logs.c.created_at < older_than).limit(PRUNED_AT_ONCE)
+    return connection.execute(delete(activity_logs).where(activity_logs.c.id.in_(old))).rowcount
 
 
 def _microseconds(moment: datetime) -> int:

@@ -1,7 +1,7 @@
-"""Presence: registering, heartbeats, and the rules that turn both into a status (contract 2.1, 2.3-2.5).
+"""Presence: registering, falling silent, and the rules that turn heartbeats into a status (contract 2.1, 2.3-2.5).
 
-The only writer of `status` and `agent_card` of living workspaces. Events follow the commit, in the order of the
-contract: the change of status, then the task, then the beat.
+With `heartbeats`, which applies these rules, the only writer of `status` and `agent_card` of living workspaces. Events
+follow the commit.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from molecule_runtime.reference_platform.refusals import Refusal, workspace_not_
 from molecule_runtime.reference_platform.services import tokens
 from molecule_runtime.reference_platform.services.push_urls import check_push_url
 from molecule_runtime.reference_platform.store.engine import Store
+from molecule_runtime.reference_platform.store.locks import Lock, exclusively
 from molecule_runtime.reference_platform.store.tables import workspaces
 from molecule_runtime.wire.events import EventName
 from molecule_runtime.wire.registry import DeliveryMode, HeartbeatRequest, RegisterRequest, WorkspaceStatus
@@ -28,7 +29,6 @@ DEGRADED_FROM = 0.5
 RECOVERED_BELOW = 0.1
 """Error rate below which a degraded workspace counts as online again; the gap keeps it from flapping."""
 WEDGED = "wedged"
-MAX_SPEND_CENTS = 10**12
 EXTERNAL = "external"
 """The only runtime this platform serves: an agent that somebody else starts."""
 
@@ -54,13 +54,6 @@ class Registered:
     inbound_secret: str
 
 
-@dataclass(frozen=True)
-class _Beat:
-    inbound_secret: str
-    transition: Transition | None
-    task_changed: bool
-
-
 class Presence:
     """Brings workspaces online and notices when they fall silent."""
 
@@ -82,29 +75,6 @@ class Presence:
         payload = {"url": done.url, "agent_card": request.agent_card, "delivery_mode": str(done.delivery_mode)}
         await self._bus.emit(EventName.WORKSPACE_ONLINE, workspace_id, payload)
         return done
-
-    async def heartbeat(self, workspace_id: str, beat: HeartbeatRequest) -> str | None:
-        """Note a beat; the workspace's inbound secret, or None when no such workspace lives (and nothing happened).
-
-        Raises:
-            StoreError: the database failed.
-        """
-        noted = await self._store.write(_beat, workspace_id, beat, self._clock.now())
-        if noted is None:
-            return None
-        if noted.transition is not None:
-            change = noted.transition
-            log.info("presence.state_changed", workspace_id=workspace_id, state_to=str(change.status))
-            await self._bus.emit(change.event, workspace_id, change.payload)
-        if noted.task_changed:
-            payload = {"current_task": beat.current_task, "active_tasks": beat.active_tasks}
-            await self._bus.emit(EventName.TASK_UPDATED, workspace_id, payload)
-        await self._bus.emit(
-            EventName.WORKSPACE_HEARTBEAT,
-            workspace_id,
-            {"active_tasks": beat.active_tasks, "uptime_seconds": beat.uptime_seconds},
-        )
-        return noted.inbound_secret
 
     async def update_card(self, workspace_id: str, card: dict[str, Any]) -> None:
         """Replace the agent card and announce it.
@@ -204,31 +174,6 @@ def _register(connection: Connection, workspace_id: str, request: RegisterReques
     return Registered(delivery_mode=mode, url=url, auth_token=token, inbound_secret=secret)
 
 
-def _beat(connection: Connection, workspace_id: str, beat: HeartbeatRequest, now: datetime) -> _Beat | None:
-    row = _locked(connection, workspace_id)
-    if row is None:
-        return None
-    transition = next_status(row["status"], beat)
-    secret = row["platform_inbound_secret"] or tokens.random_secret()
-    values: dict[str, Any] = {
-        "last_error_rate": beat.error_rate,
-        "last_sample_error": beat.sample_error,
-        "active_tasks": beat.active_tasks,
-        "uptime_seconds": beat.uptime_seconds,
-        "current_task": beat.current_task,
-        "runtime_metadata": beat.runtime_metadata,
-        "platform_inbound_secret": secret,
-        "last_heartbeat_at": now,
-        "updated_at": now,
-    }
-    if beat.monthly_spend != 0:  # the runtime sends 0 when it does not know
-        values["monthly_spend"] = min(max(beat.monthly_spend, 0), MAX_SPEND_CENTS)
-    if transition is not None:
-        values["status"] = transition.status
-    connection.execute(update(workspaces).where(workspaces.c.id == workspace_id).values(values))
-    return _Beat(inbound_secret=secret, transition=transition, task_changed=row["current_task"] != beat.current_task)
-
-
 def _store_card(connection: Connection, workspace_id: str, card: dict[str, Any], now: datetime) -> None:
     if _locked(connection, workspace_id) is None:
         raise workspace_not_found()
@@ -250,14 +195,17 @@ def _locked(connection: Connection, workspace_id: str) -> RowMapping | None:
 
 
 def _mark_stale(connection: Connection, cutoff: datetime, now: datetime) -> list[str]:
+    # Two sweeps at once would lock the same rows in different orders; each change goes to one of them either way.
+    exclusively(connection, Lock.STALE_SWEEP)
     columns = workspaces.c
+    silent = (
+        (columns.runtime == EXTERNAL)
+        & columns.status.in_((WorkspaceStatus.ONLINE, WorkspaceStatus.DEGRADED))
+        & (func.coalesce(columns.last_heartbeat_at, columns.updated_at) < cutoff)
+    )
     changed = connection.execute(
         update(workspaces)
-        .where(
-            columns.runtime == EXTERNAL,
-            columns.status.in_((WorkspaceStatus.ONLINE, WorkspaceStatus.DEGRADED)),
-            func.coalesce(columns.last_heartbeat_at, columns.updated_at) < cutoff,
-        )
+        .where(silent)
         .values(status=WorkspaceStatus.AWAITING_AGENT, updated_at=now)
         .returning(columns.id)
     )

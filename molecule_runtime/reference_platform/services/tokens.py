@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, Connection, exists, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, bindparam, exists, func, insert, select, update
 
 from molecule_runtime.clock import Clock
 from molecule_runtime.reference_platform.identifiers import new_id
 from molecule_runtime.reference_platform.refusals import Refusal, workspace_not_found
 from molecule_runtime.reference_platform.store.engine import Store
+from molecule_runtime.reference_platform.store.lists import padded
 from molecule_runtime.reference_platform.store.tables import workspace_tokens, workspaces
 from molecule_runtime.wire.registry import WorkspaceStatus
 from molecule_runtime.wire.workspaces import TokenRow
@@ -25,6 +26,8 @@ from molecule_runtime.wire.workspaces import TokenRow
 TOKEN_BYTES = 32
 MAX_LIVE = 50
 """Live tokens of one workspace (contract 1.2)."""
+FLUSH_ROWS = 250
+"""Times of use written in one transaction."""
 PREFIX_CHARS = 8
 """Characters of a token that are kept in clear, so that a person can tell tokens apart (contract 1.2)."""
 
@@ -108,14 +111,56 @@ class Tokens:
         """
         used, self._used = self._used, {}
         if used:
-            await self._store.write(_write_last_used, used)
+            # In portions, so that no beat waits for all of them, and in one order, so that two processes that write
+            # the same rows wait for each other instead of locking each other out.
+            rows = sorted(used.items())
+            for start in range(0, len(rows), FLUSH_ROWS):
+                await self._store.write(_write_last_used, rows[start : start + FLUSH_ROWS])
+
+    def note_use(self, token_id: str) -> None:
+        """Remember that a token has just opened a door."""
+        self._used[token_id] = self._clock.now()
 
     def _note_use(self, found: tuple[str, str] | None) -> str | None:
         if found is None:
             return None
         token_id, workspace_id = found
-        self._used[token_id] = self._clock.now()
+        self.note_use(token_id)
         return workspace_id
+
+
+def standings(
+    connection: Connection, claims: Sequence[tuple[str, str]], statuses: Mapping[str, str]
+) -> list[tuple[Standing, str | None]]:
+    """Where each (workspace id, bearer) stands, and the id of the bearer's token; `statuses` are those of the rows.
+
+    Two questions at most for all of them, inside the caller's transaction.
+    """
+    columns = workspace_tokens.c
+    digests = [_digest(bearer) for _, bearer in claims]
+    query = select(columns.digest, columns.id, columns.workspace_id).where(
+        columns.digest.in_(padded(digests)), columns.revoked_at.is_(None)
+    )
+    bearers = {row.digest: row for row in connection.execute(query)}
+    # A workspace whose own token was shown has one; of the others nobody knows yet.
+    live = {row.workspace_id for row in bearers.values()}
+    unsure = sorted({workspace_id for workspace_id, _ in claims} - live)
+    if unsure:
+        with_token = select(columns.workspace_id).where(
+            columns.workspace_id.in_(padded(unsure)), columns.revoked_at.is_(None)
+        )
+        live.update(connection.execute(with_token).scalars())
+    found = []
+    for (workspace_id, _), digest in zip(claims, digests, strict=True):
+        token = bearers.get(digest)
+        standing = Standing(
+            known=workspace_id in statuses,
+            removed=statuses.get(workspace_id) == WorkspaceStatus.REMOVED,
+            has_live_token=workspace_id in live,
+            bearer_owner=None if token is None else token.workspace_id,
+        )
+        found.append((standing, None if token is None else token.id))
+    return found
 
 
 def mint(connection: Connection, workspace_id: str, now: datetime) -> str:
@@ -159,11 +204,10 @@ def mint_within_limit(connection: Connection, workspace_id: str, now: datetime, 
 
 def revoke_all(connection: Connection, workspace_ids: Sequence[str], now: datetime) -> None:
     """Revoke every live token of these workspaces."""
-    connection.execute(
-        update(workspace_tokens)
-        .where(workspace_tokens.c.workspace_id.in_(workspace_ids), workspace_tokens.c.revoked_at.is_(None))
-        .values(revoked_at=now)
-    )
+    live = workspace_tokens.c.workspace_id.in_(workspace_ids) & workspace_tokens.c.revoked_at.is_(None)
+    # Locked in the order in which times of use are written, or the two could lock each other out.
+    connection.execute(select(workspace_tokens.c.id).where(live).order_by(workspace_tokens.c.id).with_for_update())
+    connection.execute(update(workspace_tokens).where(live).values(revoked_at=now))
 
 
 def has_live(connection: Connection, workspace_id: str) -> bool:
@@ -231,8 +275,10 @@ def _any_live(connection: Connection) -> bool:
     return bool(connection.execute(select(exists().where(workspace_tokens.c.revoked_at.is_(None)))).scalar_one())
 
 
-def _write_last_used(connection: Connection, used: dict[str, datetime]) -> None:
-    for token_id, moment in used.items():
-        connection.execute(
-            update(workspace_tokens).where(workspace_tokens.c.id == token_id).values(last_used_at=moment)
-        )
+def _write_last_used(connection: Connection, used: Sequence[tuple[str, datetime]]) -> None:
+    statement = (
+        update(workspace_tokens)
+        .where(workspace_tokens.c.id == bindparam("token_id"))
+        .values(last_used_at=bindparam("moment"))
+    )
+    connection.execute(statement, [{"token_id": token_id, "moment": moment} for token_id, moment in used])

@@ -46,6 +46,12 @@ class Database(Protocol):
 
     async def write(self, work: Callable[[Connection], T]) -> T: ...
 
+    async def watch(self, on_ring: Callable[[], None], on_lost: Callable[[], None]) -> None:
+        """Call `on_ring` in this loop whenever another process may have written something; until cancelled.
+
+        `on_lost` says that rings are missed from now on, until the next `on_ring`.
+        """
+
     async def close(self) -> None: ...
 
 
@@ -104,6 +110,13 @@ class Store:
             return await self._database.write(lambda connection: work(connection, *args, **kwargs))
         except self._database.failures as error:
             raise StoreError(type(error).__name__) from error
+
+    async def watch(self, on_ring: Callable[[], None], on_lost: Callable[[], None]) -> None:
+        """Call `on_ring` when a process has rung the doorbell, and whenever rings may have been missed.
+
+        Runs until cancelled; a database that goes away is waited for, which `on_lost` announces.
+        """
+        await self._database.watch(on_ring, on_lost)
 
     async def close(self) -> None:
         await self._database.close()

@@ -13,6 +13,7 @@ class Lock(IntEnum):
     MIGRATION = 0x6D6F6C01
     STALE_SWEEP = 0x6D6F6C02
     EVENTS = 0x6D6F6C03
+    RETENTION = 0x6D6F6C04
 
 
 def exclusively(connection: Connection, lock: Lock) -> None:

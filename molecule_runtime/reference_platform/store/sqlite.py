@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -37,6 +37,8 @@ WAL_RETRY_S = 0.02
 """Seconds between two attempts to switch a new file to its write-ahead log while others try the same."""
 READERS = 2
 """Reading threads: SQLite's part of a read is short, and Python runs one thread at a time."""
+LOOK_S = 0.05
+"""Seconds between two looks at the file's version: how late an event of another process may come."""
 GROUP = 64
 """Works in one transaction at most, so that the first of a long queue does not wait for the last."""
 _CREATION = threading.Lock()
@@ -92,11 +94,44 @@ class SqliteDatabase:
     async def write(self, work: Callable[[Connection], T]) -> T:
         return await self._writer.run(work)
 
+    async def watch(self, on_ring: Callable[[], None], on_lost: Callable[[], None]) -> None:
+        """Look at the file's version from a thread: a change by any connection but the looking one shows there.
+
+        A look that fails is followed by one that shows the change, so nothing is ever lost.
+        """
+        loop = asyncio.get_running_loop()
+        stop = threading.Event()
+
+        def ring() -> None:
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(on_ring)
+
+        watcher = threading.Thread(target=_watch, args=(self._url, ring, stop), name="store-watcher", daemon=True)
+        watcher.start()
+        try:
+            await loop.create_future()
+        finally:
+            stop.set()
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(watcher.join)
+
     async def close(self) -> None:
         # The writer last: whoever closes the file last folds the write-ahead log into it.
         with anyio.CancelScope(shield=True):
             await anyio.to_thread.run_sync(self._readers.close)
             await anyio.to_thread.run_sync(self._writer.close)
+
+
+def _watch(url: URL, ring: Callable[[], None], stop: threading.Event) -> None:
+    version = None
+    with closing(_engine(url, begin="BEGIN", read_only=True).raw_connection()) as connection:
+        cursor = connection.cursor()
+        while not stop.wait(LOOK_S):
+            with suppress(sqlite3.Error):  # the next look tells
+                seen = cursor.execute("PRAGMA data_version").fetchone()
+                if seen != version:
+                    version = seen
+                    ring()
 
 
 class _Writer:

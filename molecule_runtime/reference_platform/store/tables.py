@@ -142,3 +142,22 @@ activity_logs = Table(
     UniqueConstraint("workspace_id", "seq"),
     Index(None, "created_at"),
 )
+
+platform_processes = Table(
+    "platform_processes",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    # Seconds since 1970 by the database's clock, the one clock that all processes share.
+    Column("expires_s", BigInteger, nullable=False),
+)
+
+platform_events = Table(
+    "platform_events",
+    metadata,
+    # Never used twice, or a reader that remembers the last one would miss what comes after all rows were deleted.
+    Column("id", BigInteger().with_variant(Integer(), "sqlite"), primary_key=True, autoincrement=True),
+    Column("process_id", String(36), nullable=False),
+    Column("events", Text, nullable=False),
+    Column("created_s", BigInteger, nullable=False),
+    sqlite_autoincrement=True,
+)
