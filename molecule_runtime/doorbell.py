@@ -14,7 +14,8 @@ import structlog
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus, WebSocketException
 
-from molecule_runtime.client import PlatformClient, is_loopback, retry_after_s
+from molecule_runtime.answers import retry_after_s
+from molecule_runtime.client import PlatformClient, is_loopback
 from molecule_runtime.clock import Clock
 from molecule_runtime.errors import CredentialError
 from molecule_runtime.retry import DOORBELL

@@ -48,7 +48,7 @@ PLACES = {
         "molecule_runtime.",
         {
             1: "settings credentials retry state",
-            2: "connections client doorbell",
+            2: "connections answers client doorbell",
             3: "presence ownership inbox peers messages history cards delegation memory",
             4: "runtime workspace agent",
             8: "a2a_mcp_server",

@@ -17,7 +17,8 @@ import httpx
 import pytest
 import respx
 
-from molecule_runtime.client import RETRY_AFTER_CAP_S, PlatformClient
+from molecule_runtime.answers import RETRY_AFTER_CAP_S
+from molecule_runtime.client import PlatformClient
 from molecule_runtime.credentials import Credentials
 from molecule_runtime.errors import (
     BadReply,
