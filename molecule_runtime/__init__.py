@@ -12,6 +12,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Agent": "molecule_runtime.agent",
     "ManualClock": "molecule_runtime.clock",
     "MoleculeError": "molecule_runtime.errors",
     "PlatformClient": "molecule_runtime.client",
@@ -22,6 +23,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Agent",
     "ManualClock",
     "MoleculeError",
     "PlatformClient",

@@ -1,9 +1,10 @@
 """PlatformClient: one pooled HTTP client for one workspace, one method for each endpoint, every status an error type.
 
-The only module that imports httpx. The transport is the seam for tests (`httpx.ASGITransport` of the reference
-platform, respx for faults). Nothing is retried here, but for one case: after a 401 the token is read again, and if it
-has changed the call, which was refused unread, is made once more. All else the loops and tools decide from the error's
-row in `errors.OUTCOMES`.
+With `connections` the only module that calls httpx. The transport is the seam for tests (`httpx.ASGITransport` of the
+reference platform, respx for faults). Nothing is retried here, but for two cases: after a 401 the token is read again,
+and if it has changed the call, which was refused unread, is made once more; and a call that may be repeated is made
+again when its connection had died idle (`connections`). All else the loops and tools decide from the error's row in
+`errors.OUTCOMES`.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import socket
+import ssl
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from types import TracebackType
@@ -24,6 +27,7 @@ import structlog
 from pydantic import TypeAdapter, ValidationError
 
 from molecule_runtime import __version__
+from molecule_runtime.connections import Connections, Journey
 from molecule_runtime.credentials import Credentials
 from molecule_runtime.errors import (
     BadReply,
@@ -37,22 +41,32 @@ from molecule_runtime.errors import (
     Unauthorized,
     Unavailable,
     Unreachable,
+    WhyUnreachable,
     WorkspaceRemoved,
 )
 from molecule_runtime.text import redact, well_formed
 from molecule_runtime.wire._base import rfc3339
 from molecule_runtime.wire.a2a import A2AMessage, SendOutcome, SendParams, SendRequest, TextPart, read_outcome
-from molecule_runtime.wire.activity import ActivityRow, ActivityType
-from molecule_runtime.wire.chat import NotifyReply, NotifyRequest
-from molecule_runtime.wire.registry import HeartbeatReply, HeartbeatRequest, Peer, RegisterReply, RegisterRequest
+from molecule_runtime.wire.activity import ActivityReport, ActivityRow, ActivityType
+from molecule_runtime.wire.chat import ChatHistory, NotifyReply, NotifyRequest
+from molecule_runtime.wire.registry import (
+    HeartbeatReply,
+    HeartbeatRequest,
+    Peer,
+    RegisterReply,
+    RegisterRequest,
+    UpdateCardRequest,
+)
 from molecule_runtime.wire.workspaces import Workspace, WorkspaceGone
 
 CALL_TIMEOUT_S = 10.0
 """agent-side 3: a beat that takes longer counts as failed; a longer limit would hide an outage from the canvas."""
 SEND_TIMEOUT_S = 45.0
 """A push peer may answer within the call; below every host's limit for a tool (clients.md 1.4)."""
-KEEPALIVE_EXPIRY_S = 3.0
-"""Below the 5 s after which common servers close an idle connection, so that no request meets a closing one."""
+REPORT_TIMEOUT_S = 2.0
+"""A report is written after the fact, while somebody waits for the result of the deed."""
+TOOL_CONNECTIONS = 32
+"""A bound on what an agent's tools may open at once, within the 256 files of a macOS process; more calls wait."""
 DETAIL_CODE_POINTS = 200
 MAX_INT_DIGITS = 300
 RETRY_AFTER_CAP_S = 3_600.0
@@ -72,6 +86,7 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 class PlatformClient:
     """Calls one platform for one workspace. Use as an async context manager, in one event loop.
 
+    The loops (presence, feed) have connections of their own, so that no number of slow tool calls stands before a beat.
     Every method raises a leaf of `PlatformError`, or `CredentialError` when the token cannot be read.
     """
 
@@ -89,33 +104,36 @@ class PlatformClient:
         self._credentials = credentials
         self._org_id = org_id
         try:
-            self._http = httpx.AsyncClient(
-                base_url=base_url,
-                transport=transport,
-                timeout=CALL_TIMEOUT_S,
-                limits=httpx.Limits(keepalive_expiry=KEEPALIVE_EXPIRY_S),
-                mounts=dict.fromkeys(LOOPBACK_PATTERNS),
-                headers={"User-Agent": f"molecule-mcp/{__version__}"},
-            )
+            options: dict[str, Any] = {
+                "tls": _tls_context(base_url),
+                "transport": transport,
+                "timeout": CALL_TIMEOUT_S,
+                "mounts": dict.fromkeys(LOOPBACK_PATTERNS),
+                "headers": {"User-Agent": f"molecule-mcp/{__version__}"},
+            }
+            self._loops = Connections(base_url, **options)
+            self._tools = Connections(base_url, max_connections=TOOL_CONNECTIONS, **options)
         except (ImportError, ValueError, httpx.InvalidURL):
             summary = "HTTP_PROXY, HTTPS_PROXY or ALL_PROXY names a proxy of a kind that cannot be used"
             raise SettingsError((Problem("settings.proxy", summary, "Use an http:// or https:// proxy."),)) from None
 
     async def __aenter__(self) -> Self:
-        await self._http.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._http.__aexit__(kind, error, trace)
+        await self._loops.aclose()
+        await self._tools.aclose()
 
     # presence
 
     async def register(self, agent_card: Mapping[str, Any]) -> RegisterReply:
         """Announce a polling agent; safe to repeat (contract 2.1)."""
         request = RegisterRequest(id=self.workspace_id, url="", delivery_mode="poll", agent_card=dict(agent_card))
-        answer = await self._call("POST", "/registry/register", json=request.model_dump())
+        answer = await self._call(
+            "POST", "/registry/register", json=request.model_dump(), is_repeatable=True, by=self._loops
+        )
         return self._read(TypeAdapter(RegisterReply), answer)
 
     async def heartbeat(self, *, active_tasks: int, uptime_seconds: int) -> HeartbeatReply:
@@ -124,7 +142,9 @@ class PlatformClient:
             workspace_id=self.workspace_id, active_tasks=active_tasks, uptime_seconds=uptime_seconds
         )
         sent = {"workspace_id", "error_rate", "sample_error", "active_tasks", "uptime_seconds"}
-        answer = await self._call("POST", "/registry/heartbeat", json=beat.model_dump(include=sent))
+        answer = await self._call(
+            "POST", "/registry/heartbeat", json=beat.model_dump(include=sent), is_repeatable=True, by=self._loops
+        )
         return self._read(TypeAdapter(HeartbeatReply), answer)
 
     async def get_workspace(self) -> Workspace:
@@ -133,8 +153,14 @@ class PlatformClient:
         Raises:
             WorkspaceRemoved: 410, the one sure sign of a removal (contract 3.4).
         """
-        answer = await self._call("GET", f"/workspaces/{self.workspace_id}", pattern="/workspaces/:id")
+        path = f"/workspaces/{self.workspace_id}"
+        answer = await self._call("GET", path, pattern="/workspaces/:id", by=self._loops)
         return self._read(TypeAdapter(Workspace), answer)
+
+    async def update_card(self, agent_card: Mapping[str, Any]) -> None:
+        """Replace the agent card that peers and canvas read (contract 2.5)."""
+        request = UpdateCardRequest(workspace_id=self.workspace_id, agent_card=dict(agent_card))
+        await self._call("POST", "/registry/update-card", json=request.model_dump(), is_repeatable=True)
 
     # messages
 
@@ -162,8 +188,34 @@ class PlatformClient:
         if before is not None:
             params["before_ts"] = rfc3339(before)
         path = f"/workspaces/{self.workspace_id}/activity"
+        answer = await self._call("GET", path, pattern="/workspaces/:id/activity", params=params, by=self._loops)
+        return self._readable(self._read_row, answer)
+
+    async def conversation(
+        self, peer_id: str, *, limit: int = 100, before: datetime | None = None
+    ) -> list[ActivityRow]:
+        """Rows of this workspace's log that a peer sent or was sent, newest first (contract 4.3)."""
+        params: dict[str, Any] = {"peer_id": peer_id, "limit": limit}
+        if before is not None:
+            params["before_ts"] = rfc3339(before)
+        path = f"/workspaces/{self.workspace_id}/activity"
         answer = await self._call("GET", path, pattern="/workspaces/:id/activity", params=params)
         return self._readable(self._read_row, answer)
+
+    async def chat_history(self, *, limit: int = 100, before: datetime | None = None) -> ChatHistory:
+        """The newest lines of the chat with the user, oldest first (contract 4.5)."""
+        params: dict[str, Any] = {"limit": limit}
+        if before is not None:
+            params["before_ts"] = rfc3339(before)
+        path = f"/workspaces/{self.workspace_id}/chat-history"
+        answer = await self._call("GET", path, pattern="/workspaces/:id/chat-history", params=params)
+        return self._read(TypeAdapter(ChatHistory), answer)
+
+    async def report(self, report: ActivityReport) -> None:
+        """Leave a row about what this workspace did in its own log (contract 4.4)."""
+        path = f"/workspaces/{self.workspace_id}/activity"
+        sent = report.model_dump(mode="json", exclude_none=True)
+        await self._call("POST", path, pattern="/workspaces/:id/activity", json=sent, timeout=REPORT_TIMEOUT_S)
 
     async def notify(self, message: str) -> NotifyReply:
         """Say something to the user (contract 4.2)."""
@@ -222,22 +274,39 @@ class PlatformClient:
         json: Any = None,
         params: Mapping[str, Any] | None = None,
         as_caller: bool = False,
-        timeout: float = CALL_TIMEOUT_S,
+        is_repeatable: bool = False,
+        by: Connections | None = None,
+        timeout: float | None = None,
     ) -> httpx.Response:
-        """The 2xx answer, or the error that its status means."""
+        """The 2xx answer, or the error that its status means.
+
+        `is_repeatable` says of a POST what is true of every GET: made twice it does no more than once.
+        """
         endpoint = f"{method} {pattern or path}"
+        is_repeatable = is_repeatable or method == "GET"
+        limit_s = CALL_TIMEOUT_S if timeout is None else timeout
 
         async def ask() -> httpx.Response:
             headers = self.headers(as_caller=as_caller)
+            journey = Journey()
             try:
-                async with asyncio.timeout(timeout):  # httpx bounds each read; an answer that drips would take for ever
-                    return await self._http.request(
-                        method, path, json=json, params=params, headers=headers, timeout=timeout
+                async with asyncio.timeout(limit_s):  # httpx bounds each read; an answer that drips would take for ever
+                    return await (by or self._tools).request(
+                        method,
+                        path,
+                        is_repeatable=is_repeatable,
+                        journey=journey,
+                        json=json,
+                        params=params,
+                        headers=headers,
+                        timeout=limit_s,
                     )
-            except (httpx.TimeoutException, TimeoutError):
-                raise self._error(Unreachable, endpoint, detail=f"no answer within {timeout:g} s") from None
-            except httpx.HTTPError as error:
-                raise self._error(Unreachable, endpoint, detail=_network_detail(error)) from None
+            except (httpx.HTTPError, TimeoutError) as error:
+                why, detail = _why_unreachable(error, journey, limit_s)
+                unreachable = self._error(Unreachable, endpoint, detail=detail)
+                unreachable.why = why
+                unreachable.may_have_arrived = journey.was_sent and not is_repeatable
+                raise unreachable from None
 
         response = await ask()
         if response.status_code == 401 and self._credentials.reread():
@@ -272,7 +341,7 @@ class PlatformClient:
             return removed
         if status == 429 or status >= 500:
             unavailable = self._error(Unavailable, endpoint, status, detail)
-            unavailable.retry_after_s = _retry_after_s(response.headers.get("Retry-After"))
+            unavailable.retry_after_s = retry_after_s(response.headers)
             return unavailable
         return self._error(Rejected, endpoint, status, detail or f"HTTP {status}")
 
@@ -339,6 +408,15 @@ def is_loopback(base_url: str) -> bool:
     return urlsplit(base_url).hostname in LOOPBACK_HOSTS
 
 
+def _tls_context(base_url: str) -> ssl.SSLContext:
+    """What certificates are checked with. One that trusts nobody where there is no TLS: reading the authorities' file
+    costs 50 ms of CPU, and a platform on this machine is called without TLS and without a proxy.
+    """
+    if is_loopback(base_url) and urlsplit(base_url).scheme == "http":
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    return httpx.create_ssl_context()
+
+
 _FOREIGN_PAGE = frozenset({"origin not allowed", "host not allowed"})
 """How the reference platform refuses an address that is not its own (contract 0.2)."""
 _NOT_ABOUT_THE_TOKEN = ("access denied", "not authorized", "invalid caller", "talk_to_user_disabled")
@@ -349,9 +427,38 @@ def _forbidden(detail: str) -> type[PlatformError]:
     return Rejected if detail.startswith(_NOT_ABOUT_THE_TOKEN) else Unauthorized
 
 
-def _network_detail(error: httpx.HTTPError) -> str:
-    cause = str(error) or type(error).__name__
-    return f"{type(error).__name__}: {cause}"[:DETAIL_CODE_POINTS]
+def _why_unreachable(error: Exception, journey: Journey, limit_s: float) -> tuple[WhyUnreachable, str]:
+    """The cause of a failed call and the words for it: those of the deepest cause, which httpx hides."""
+    if isinstance(error, httpx.TimeoutException | TimeoutError):
+        return WhyUnreachable.TIMEOUT, f"no answer within {limit_s:g} s"
+    chain = list(_causes(error))
+    for cause in chain:
+        match cause:
+            case socket.gaierror():
+                return WhyUnreachable.NAME, "its host name is not known here"
+            case ssl.SSLCertVerificationError():
+                return WhyUnreachable.TLS, f"its certificate is not trusted: {cause.verify_message}"
+            case ssl.SSLError():
+                return WhyUnreachable.TLS, f"no TLS there: {(cause.reason or str(cause)).replace('_', ' ').lower()}"
+            case ConnectionRefusedError():
+                return WhyUnreachable.REFUSED, "connection refused"
+            case ConnectionResetError():
+                return WhyUnreachable.CUT, "connection reset"
+    if isinstance(error, httpx.RemoteProtocolError) and len(chain) > 2 and not journey.has_answer:  # h11's complaint
+        return WhyUnreachable.FOREIGN, "what answers there does not speak HTTP"
+    said = str(chain[-1]) or str(error) or type(error).__name__
+    why = WhyUnreachable.OTHER if isinstance(error, httpx.ConnectError | httpx.ProxyError) else WhyUnreachable.CUT
+    return why, said[:DETAIL_CODE_POINTS].rstrip(".")
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and what lies below it, an exception group's first member included."""
+    below: BaseException | None = error
+    for _ in range(16):
+        if below is None:
+            return
+        yield below
+        below = below.exceptions[0] if isinstance(below, BaseExceptionGroup) else below.__cause__ or below.__context__
 
 
 def _peer(raw: Any) -> Peer | None:
@@ -391,18 +498,27 @@ def _gone(body: dict[str, Any]) -> WorkspaceGone | None:
         return None
 
 
-def _retry_after_s(header: str | None) -> float | None:
-    """Seconds from a Retry-After header, given as a number or as an HTTP date; None when absent or unreadable."""
+def retry_after_s(headers: Mapping[str, str]) -> float | None:
+    """Seconds from Retry-After, given as a number or as an HTTP date; None when absent or unreadable.
+
+    A date is read by the platform's own clock, its `Date` header: ours may go wrong by hours.
+    """
+    header = headers.get("Retry-After")
     if header is None:
         return None
     try:
         seconds = float(header)
     except ValueError:
-        try:
-            moment = parsedate_to_datetime(header)
-        except (ValueError, OverflowError):
+        moment, now = _http_date(header), _http_date(headers.get("Date", "")) or datetime.now(UTC)
+        if moment is None:
             return None
-        if moment.tzinfo is None:  # "-0000": UTC without saying where
-            moment = moment.replace(tzinfo=UTC)
-        seconds = (moment - datetime.now(UTC)).total_seconds()
+        seconds = (moment - now).total_seconds()
     return min(max(0.0, seconds), RETRY_AFTER_CAP_S) if math.isfinite(seconds) else None
+
+
+def _http_date(text: str) -> datetime | None:
+    try:
+        moment = parsedate_to_datetime(text)
+    except (ValueError, OverflowError):
+        return None
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)  # "-0000": UTC without saying where

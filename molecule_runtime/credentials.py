@@ -13,7 +13,7 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from molecule_runtime.errors import CredentialError
-from molecule_runtime.settings import Settings, token_flaw
+from molecule_runtime.settings import WorkspaceSettings, token_flaw
 from molecule_runtime.state import WorkspaceState
 
 MAX_TOKEN_BYTES = 8192
@@ -30,7 +30,7 @@ class Credential:
 class Credentials:
     """The token of one workspace, read when first needed and again after `reread`."""
 
-    def __init__(self, settings: Settings, state: WorkspaceState | None) -> None:
+    def __init__(self, settings: WorkspaceSettings, state: WorkspaceState | None) -> None:
         self._settings = settings
         self._state = state
         self._current: Credential | None = None
@@ -72,7 +72,7 @@ class Credentials:
 
     def _read(self) -> Credential | None:
         if self._settings.token is not None:
-            return Credential(self._settings.token, "MOLECULE_WORKSPACE_TOKEN")
+            return Credential(self._settings.token, self._settings.token_variable)
         if self._settings.token_file is not None:
             file = _expanded(self._settings.token_file)
             return Credential(read_token_file(file), f"the file {file}")

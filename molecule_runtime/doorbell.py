@@ -12,9 +12,9 @@ from urllib.parse import urlsplit, urlunsplit
 
 import structlog
 from websockets.asyncio.client import connect
-from websockets.exceptions import WebSocketException
+from websockets.exceptions import InvalidStatus, WebSocketException
 
-from molecule_runtime.client import PlatformClient, is_loopback
+from molecule_runtime.client import PlatformClient, is_loopback, retry_after_s
 from molecule_runtime.clock import Clock
 from molecule_runtime.errors import CredentialError
 from molecule_runtime.retry import DOORBELL
@@ -43,11 +43,14 @@ class Doorbell:
         """Keep the line open until cancelled; never raises for a network failure."""
         failures = 0
         while True:
+            asked_s: float | None = None
             began = self._clock.monotonic()
             try:
                 await self._listen()
             except (OSError, WebSocketException, CredentialError) as error:
                 log.debug("doorbell.down", error=type(error).__name__, attempt=failures)
+                if isinstance(error, InvalidStatus):
+                    asked_s = retry_after_s(error.response.headers)
             except Exception as bug:
                 log.exception("doorbell.iteration_failed", error=type(bug).__name__)
             finally:
@@ -56,7 +59,7 @@ class Doorbell:
             failures = 1 if was_steady else failures + 1
             if was_up:
                 self._on_ring()  # the poller slows down while the line is up: tell it that this has ended
-            await self._clock.sleep(DOORBELL.delay(failures))
+            await self._clock.sleep(DOORBELL.delay(failures, retry_after_s=asked_s))
 
     async def _listen(self) -> None:
         headers = self._client.headers(as_caller=True)

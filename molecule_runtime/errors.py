@@ -26,6 +26,7 @@ A branch is what a caller catches, a leaf is a cause. Errors carry facts; only `
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -91,14 +92,51 @@ class PlatformError(MoleculeError):
         self.detail = detail
 
 
+class WhyUnreachable(StrEnum):
+    """Where a call without an answer came to its end."""
+
+    NAME = "name"
+    REFUSED = "refused"
+    TLS = "tls"
+    FOREIGN = "foreign"  # something answered that is no HTTP
+    TIMEOUT = "timeout"
+    CUT = "cut"
+    OTHER = "other"
+
+
 class Unreachable(PlatformError):
-    pass
+    """`may_have_arrived`: the request left this machine, and to send it again could do twice what it does."""
+
+    why: WhyUnreachable = WhyUnreachable.OTHER
+    may_have_arrived: bool = False
+
+    @property
+    def cure(self) -> str:
+        if self.may_have_arrived:
+            return "It may have arrived all the same: look with chat_history before you send it again."
+        if self.why is WhyUnreachable.NAME:
+            return "Check the host name in PLATFORM_URL and this machine's network, then call again."
+        if self.why is WhyUnreachable.TLS:
+            return (
+                "Check scheme and port of PLATFORM_URL; a certificate authority of your own is named by SSL_CERT_FILE."
+            )
+        if self.why is WhyUnreachable.FOREIGN:
+            return "Check scheme and port of PLATFORM_URL."
+        return "Check that it runs and that PLATFORM_URL is right, then call again."
 
 
 class Unavailable(PlatformError):
     """`retry_after_s`: seconds the platform asked us to wait, or None."""
 
     retry_after_s: float | None = None
+
+    @property
+    def complaint(self) -> str:
+        return "wants fewer calls" if self.status == 429 else "is not available now"
+
+    @property
+    def pause(self) -> str:
+        return f"in {math.ceil(self.retry_after_s)} s" if self.retry_after_s else "in a moment"
 
 
 class Unauthorized(PlatformError):
@@ -115,7 +153,10 @@ class Unauthorized(PlatformError):
     @property
     def cure(self) -> str:
         if not self.has_token:
-            return "Set MOLECULE_WORKSPACE_TOKEN_FILE to a file that holds the token the canvas showed at creation."
+            return (
+                "Set MOLECULE_WORKSPACE_TOKEN_FILE to a file that holds the token the canvas showed at creation;"
+                f" if it is lost, {TOKENS_TAB}."
+            )
         return f"Check that WORKSPACE_ID and token belong together, or {TOKENS_TAB}."
 
 
@@ -223,13 +264,13 @@ OUTCOMES: dict[type[MoleculeError], Outcome] = {
         Retry.BACKOFF,
         4,
         "The platform at {error.base_url} cannot be reached ({error.detail}).",
-        "Check that it runs and that PLATFORM_URL is right, then call again.",
+        "{error.cure}",
     ),
     Unavailable: Outcome(
         Retry.AFTER,
         4,
-        "The platform at {error.base_url} is not available now (HTTP {error.status}).",
-        "Try again in a moment.",
+        "The platform at {error.base_url} {error.complaint} (HTTP {error.status}).",
+        "Try again {error.pause}.",
     ),
     Unauthorized: Outcome(
         Retry.BACKOFF,

@@ -11,10 +11,12 @@ from typing import Literal, assert_never
 import structlog
 
 from molecule_runtime.client import PlatformClient
-from molecule_runtime.errors import InvalidArgument, JournalUnusable, PeerRefused
+from molecule_runtime.errors import InvalidArgument, JournalUnusable, MoleculeError, PeerRefused
 from molecule_runtime.inbox.classify import Kind, Message
 from molecule_runtime.inbox.mailbox import Mailbox
-from molecule_runtime.wire.a2a import Answered, Malformed, Queued, Refused
+from molecule_runtime.text import cut_code_points
+from molecule_runtime.wire.a2a import Answered, Malformed, Method, Queued, Refused, TextPart
+from molecule_runtime.wire.activity import ActivityReport, ActivityType
 
 Recipient = Literal["user", "peer", "delegation"]
 
@@ -31,8 +33,12 @@ async def send_to_user(client: PlatformClient, text: str) -> None:
     log.info("messages.sent_to_user", count=len(text))
 
 
-async def send_to_peer(client: PlatformClient, peer_id: str, text: str, *, delegation_id: str | None = None) -> None:
+async def send_to_peer(
+    client: PlatformClient, peer_id: str, text: str, *, delegation_id: str | None = None
+) -> str | None:
     """Put `text` into a peer's inbox; being queued is the ordinary success (contract 4.1).
+
+    Returns the text of a peer that answered at once, as one that does not poll may; None otherwise.
 
     Raises:
         PlatformError, PeerRefused
@@ -42,12 +48,33 @@ async def send_to_peer(client: PlatformClient, peer_id: str, text: str, *, deleg
     match outcome:
         case Queued() | Answered():
             log.info("messages.sent_to_peer", peer_id=peer_id, count=len(text))
+            return outcome.text if isinstance(outcome, Answered) else None
         case Refused():
             raise PeerRefused(peer_id=peer_id, reason=outcome.message)
         case Malformed():
             raise PeerRefused(peer_id=peer_id, reason=f"an answer of an unknown shape: {outcome.excerpt}")
         case _:
             assert_never(outcome)
+
+
+async def report_sent(client: PlatformClient, peer_id: str, text: str, *, answer: str | None) -> None:
+    """Leave what was sent in this workspace's own log, where `history` finds it: a peer's log is not ours to read.
+
+    The message is out: a report that fails is no failure of the call.
+    """
+    message = {"role": "agent", "parts": [TextPart(text=text).model_dump()]}
+    report = ActivityReport(
+        activity_type=ActivityType.A2A_SEND.value,
+        method=Method.MESSAGE_SEND.value,
+        summary=cut_code_points(text),
+        target_id=peer_id,
+        request_body={"params": {"message": message}},
+        response_body={"text": answer} if answer else None,
+    )
+    try:
+        await client.report(report)
+    except MoleculeError as error:
+        log.warning("messages.not_reported", peer_id=peer_id, error=type(error).__name__)
 
 
 async def reply(client: PlatformClient, mailbox: Mailbox, activity_id: str, text: str) -> tuple[Recipient, bool]:
@@ -61,22 +88,21 @@ async def reply(client: PlatformClient, mailbox: Mailbox, activity_id: str, text
     A journal that fails after the answer is out raises nothing: told of an error, an agent would answer twice.
     """
     with mailbox.answering(activity_id):
-        entry = await mailbox.find(activity_id)
-        recipient = _recipient(entry.message)
-        match recipient:
-            case "user":
-                await send_to_user(client, text)
-            case "peer":
-                await send_to_peer(client, entry.message.peer_id, text)
-            case "delegation":
-                await send_to_peer(client, entry.message.peer_id, text, delegation_id=entry.message.delegation_id)
-            case _:
-                assert_never(recipient)
+        message = (await mailbox.find(activity_id)).message
+        recipient = _recipient(message)
+        answer = None
+        if recipient == "user":
+            await send_to_user(client, text)
+        else:
+            answer = await send_to_peer(client, message.peer_id, text, delegation_id=message.delegation_id)
         try:
-            return recipient, await mailbox.pop(activity_id)
+            popped = await mailbox.pop(activity_id)
         except JournalUnusable as error:
             log.warning("messages.not_popped", activity_id=activity_id, detail=str(error))
-            return recipient, False
+            popped = False
+    if recipient != "user":
+        await report_sent(client, message.peer_id, text, answer=answer)
+    return recipient, popped
 
 
 def _recipient(message: Message) -> Recipient:

@@ -67,21 +67,27 @@ class Ownership:
 
     async def hold(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Do `work` whenever it is this process's turn, until cancelled. `work` is cancelled when its turn is over."""
-        while True:
-            while not await self._may_begin():
-                await self._clock.sleep(CHECK_S)
-            self.held = True
-            log.debug("ownership.begun", job=self._job, epoch=self._epoch)
-            try:
-                async with anyio.create_task_group() as tasks:
-                    tasks.start_soon(work)
-                    await self._until_superseded()
-                    tasks.cancel_scope.cancel()
-            finally:
-                self.held = False
-                if self._lock is not None:
-                    self._lock.release()
-            log.warning("ownership.stepped_down", job=self._job, epoch=self._epoch)
+        try:
+            while True:
+                while not await self._may_begin():
+                    await self._clock.sleep(CHECK_S)
+                self.held = True
+                log.debug("ownership.begun", job=self._job, epoch=self._epoch)
+                try:
+                    async with anyio.create_task_group() as tasks:
+                        tasks.start_soon(work)
+                        await self._until_superseded()
+                        tasks.cancel_scope.cancel()
+                finally:
+                    self.held = False
+                self._release()
+                log.warning("ownership.stepped_down", job=self._job, epoch=self._epoch)
+        finally:
+            self._release()  # also when cancelled between the lock and the signature
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
 
     async def _may_begin(self) -> bool:
         has_lock = self._try_lock()
@@ -94,8 +100,8 @@ class Ownership:
         except JournalUnusable:
             return has_lock
         if epoch is None:
-            if has_lock and self._lock is not None:
-                self._lock.release()  # another acts in the place of one that was stopped
+            if has_lock:
+                self._release()  # another acts in the place of one that was stopped
             return False
         self._epoch = epoch
         return True

@@ -26,6 +26,7 @@ from molecule_runtime.errors import (
     CredentialError,
     LocalStateError,
     MoleculeError,
+    NotFound,
     NotThePlatform,
     PlatformError,
     Unauthorized,
@@ -42,6 +43,11 @@ REMOVAL_CHECK_S = 300.0
 SLEEP_SLICE_S = 5.0
 """How soon a jump of the wall clock (a laptop that slept) is noticed."""
 CLOCK_JUMP_S = 5.0
+REFUSALS_TO_ACT_ON = 3
+"""From the third refusal in a row the log, too, names the cure (agent-side 3): this one does not pass by itself."""
+PURGED = "workspace not found"
+"""What a platform says of a row that it has deleted for good, after some time of being removed (contract 3.4)."""
+TOO_MANY_CALLS = 429
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -69,7 +75,7 @@ class PresenceSnapshot:
 
 
 class Presence:
-    """One workspace's sign of life. `load` gives the number of tasks the agent has in hand."""
+    """One workspace's sign of life. `load` gives the number of tasks in hand, `agent_card` the card of this moment."""
 
     def __init__(
         self,
@@ -77,7 +83,7 @@ class Presence:
         *,
         clock: Clock,
         credentials: Credentials,
-        agent_card: Mapping[str, Any],
+        agent_card: Callable[[], Mapping[str, Any]],
         load: Callable[[], int],
         interval_s: float = 20.0,
         keep_secret: Callable[[str], None] = lambda secret: None,
@@ -93,6 +99,7 @@ class Presence:
         self._on_snapshot = on_snapshot
         self._snapshot = PresenceSnapshot(PresenceState.STARTING, since=clock.now())
         self._failure: MoleculeError | None = None
+        self._refusals = 0
         self._started_at = clock.monotonic()
         self._drift_s = self._drift()
         self._removal_checked_at = clock.monotonic()
@@ -144,7 +151,7 @@ class Presence:
     async def _register_once(self) -> None:
         if self._snapshot.state is PresenceState.REMOVED:
             await self._check_removal()  # an upstream platform would answer with a token that opens nothing
-        reply = await self._client.register(self._agent_card)
+        reply = await self._client.register(self._agent_card())
         if reply.auth_token is not None:
             await self._keep_issued_token(reply.auth_token)
         self._keep_inbound_secret(reply.platform_inbound_secret)
@@ -190,8 +197,21 @@ class Presence:
         return refused
 
     async def _check_removal(self) -> None:
+        """Raises WorkspaceRemoved when the row is gone: removed, or purged after we had known it."""
         self._removal_checked_at = self._clock.monotonic()
-        await self._client.get_workspace()
+        try:
+            await self._client.get_workspace()
+        except NotFound as unknown:
+            was_there = self._snapshot.last_ok_at is not None or self._snapshot.state is PresenceState.REMOVED
+            if not was_there or unknown.detail != PURGED:
+                raise
+            raise WorkspaceRemoved(
+                endpoint=unknown.endpoint,
+                base_url=unknown.base_url,
+                workspace_id=unknown.workspace_id,
+                status=unknown.status,
+                detail=unknown.detail,
+            ) from None
 
     async def _keep_issued_token(self, token: str) -> None:
         """Store a token issued by register, unless the workspace is removed: then it opens nothing (contract 1.5).
@@ -214,10 +234,14 @@ class Presence:
             self._keep_secret(secret)
 
     def _note_success(self) -> None:
+        self._refusals = 0
         self._enter(PresenceState.ONLINE, ok=True)
 
     def _note_failure(self, error: MoleculeError) -> None:
         self._enter(_state_after(error), error=error)
+        self._refusals = self._refusals + 1 if isinstance(error, Unauthorized) else 0
+        if self._refusals == REFUSALS_TO_ACT_ON:
+            log.warning("presence.keeps_being_refused", attempt=self._refusals, detail=str(advice(error)))
 
     def _enter(self, state: PresenceState, *, ok: bool = False, error: MoleculeError | None = None) -> None:
         """The one writer of the snapshot; logs a change of state once, not once a beat."""
@@ -232,9 +256,8 @@ class Presence:
         if ok or error is not None:
             self._failure = error
         if before.state is not state:
-            detail = str(error) if error is not None else None
             level = log.info if state in {PresenceState.ONLINE, PresenceState.STOPPED} else log.warning
-            level("presence.state_changed", state_from=before.state.value, state_to=state.value, detail=detail)
+            level("presence.state_changed", state_from=before.state.value, state_to=state.value, **_facts(error))
         self._on_snapshot(self._snapshot)
 
     def _retry_in_s(self, error: MoleculeError) -> float:
@@ -259,6 +282,14 @@ class Presence:
         return self._clock.now().timestamp() - self._clock.monotonic()
 
 
+def _facts(error: MoleculeError | None) -> dict[str, Any]:
+    """What a line of the log says of a failure."""
+    if error is None:
+        return {}
+    call = {"endpoint": error.endpoint, "status": error.status} if isinstance(error, PlatformError) else {}
+    return {"error": type(error).__name__, **call, "detail": str(error)}
+
+
 def _retry_after_s(error: MoleculeError) -> float:
     return (error.retry_after_s or 0.0) if isinstance(error, Unavailable) else 0.0
 
@@ -272,15 +303,9 @@ def _state_after(error: MoleculeError) -> PresenceState:
             return PresenceState.REMOVED
         case NotThePlatform():
             return PresenceState.WRONG_ADDRESS
+        case Unavailable(status=status) if status == TOO_MANY_CALLS:
+            return PresenceState.DEGRADED
         case Unreachable() | Unavailable():
             return PresenceState.UNREACHABLE
         case _:
             return PresenceState.DEGRADED
-
-
-def agent_card(name: str, *, description: str = "", skills: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The card that peers and canvas read (contract 2.2); `description` is left out when empty."""
-    card: dict[str, Any] = {"name": name, "skills": [{"name": skill} for skill in skills]}
-    if description:
-        card["description"] = description
-    return card

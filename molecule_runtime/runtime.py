@@ -9,22 +9,38 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+import anyio
 import httpx
 import structlog
 
 from molecule_runtime import __version__
-from molecule_runtime.clock import Clock, SystemClock
-from molecule_runtime.errors import LocalStateError, StateDirUnwritable
-from molecule_runtime.settings import Settings
+from molecule_runtime.clock import Clock, SystemClock, wait_for_event
+from molecule_runtime.errors import (
+    InvalidArgument,
+    LocalStateError,
+    MessageUnknown,
+    MoleculeError,
+    Problem,
+    StateDirUnwritable,
+)
+from molecule_runtime.inbox.mailbox import Arrivals, Mailbox, wait_for_any
+from molecule_runtime.settings import Settings, WorkspaceSettings
 from molecule_runtime.state import StateDir, WorkspaceState
+from molecule_runtime.text import cut_code_points
 from molecule_runtime.workspace import Roles, Workspace
 
+PUSH_AFTER_S = 0.2
+PUSH_CHECK_S = 5.0
+"""How soon a process that took the inbox over pushes what its predecessor's host never saw."""
+PUSHED_AT_ONCE = 20
+REVIVE_AFTER_S = 5.0
+"""How long a workspace that a defect ended stays down; it counts as gone only after 90 s (contract 2.4)."""
 STOP_TIMEOUT_S = 0.3
 """A process must be gone within 0.5 s of its signal (agent-side 2); what is left is cut off, as a kill would."""
 
@@ -47,34 +63,203 @@ class Runtime:
     ) -> None:
         """`state_dir` may be the error that opening it raised: the runtime then lives without an inbox."""
         allowed = roles or Roles()
-        effective = Roles(
+        self._settings = settings
+        self._state_dir = state_dir
+        self._clock = clock or SystemClock()
+        self._roles = Roles(
             beats=allowed.beats and not settings.disable_heartbeat,
             reads_inbox=allowed.reads_inbox and not settings.disable_inbox,
         )
-        state, trouble = _workspace_state(state_dir, settings.workspace_id)
-        self.workspace = Workspace(
-            settings,
+        self._log_file = log_file
+        self._transport = transport
+        self._arrivals = Arrivals()
+        self._workspaces = {told.id: self._make(told) for told in settings.workspaces}
+        self._last_served: str | None = None
+
+    def _make(self, told: WorkspaceSettings) -> Workspace:
+        state, trouble = _workspace_state(self._state_dir, told.id)
+        return Workspace(
+            told,
+            self._settings,
             state=state,
             state_problem=trouble,
-            clock=clock or SystemClock(),
-            roles=effective,
-            transport=transport,
+            clock=self._clock,
+            roles=self._roles,
+            arrivals=self._arrivals,
+            transport=self._transport,
         )
-        self._log_file = log_file
+
+    @property
+    def workspaces(self) -> tuple[Workspace, ...]:
+        """All of them, in the order of the settings."""
+        return tuple(self._workspaces.values())
+
+    def route(self, workspace_id: str | None = None, *, argument: str = "workspace_id") -> Workspace:
+        """The workspace that a call acts for: the named one, else the only one, else where the last message came from.
+
+        `argument` is the name under which the caller was asked for it.
+
+        Raises:
+            InvalidArgument: no workspace of that id is served here, or several are and nothing says which.
+        """
+        if workspace_id is not None:
+            found = self._workspaces.get(workspace_id.strip().lower())
+            if found is None:
+                reason = f"no workspace {cut_code_points(workspace_id)} is served here; these are: {self._listing()}"
+                raise InvalidArgument(argument=argument, reason=reason)
+            return found
+        if len(self._workspaces) == 1:
+            return self.workspaces[0]
+        if self._last_served is None:
+            raise InvalidArgument(
+                argument=argument, reason=f"several workspaces are served here, name one of: {self._listing()}"
+            )
+        return self._workspaces[self._last_served]
+
+    def chosen(self, workspace_id: str | None) -> tuple[Workspace, ...]:
+        """The workspaces a look into the inbox is about: the named one, or all.
+
+        Raises:
+            InvalidArgument: no workspace of that id is served here.
+        """
+        return self.workspaces if workspace_id is None else (self.route(workspace_id),)
 
     async def run(self) -> None:
         """Keep the workspaces going until cancelled."""
-        await self.workspace.run()
+        async with anyio.create_task_group() as tasks:
+            for told in self._settings.workspaces:
+                tasks.start_soon(self._keep, told)
+
+    async def _keep(self, told: WorkspaceSettings) -> None:
+        """Run one workspace; a defect that ends it is logged, and it begins anew without touching the others."""
+        while True:
+            try:
+                await self._workspaces[told.id].run()
+            except Exception as bug:
+                log.exception("runtime.workspace_ended", workspace_id=told.id, error=type(bug).__name__)
+            await self._clock.sleep(REVIVE_AFTER_S)
+            self._workspaces[told.id] = self._make(told)
+
+    # the inboxes
+
+    async def wait_for_message(self, workspace_id: str | None, timeout_s: float, *, key: str) -> dict[str, Any] | None:
+        """Lease the next message of the named workspace or of all, waiting up to `timeout_s`; None when none came.
+
+        After one workspace has been served the others come first, so that a busy one cannot keep them waiting. `key`
+        names this call for `give_back`.
+
+        Raises:
+            LocalStateError: none of the inboxes can be opened.
+            InvalidArgument: no such workspace.
+        """
+        mailboxes = await self._mailboxes(self.chosen(workspace_id))
+        found = await wait_for_any(mailboxes, timeout_s, key=key, arrivals=self._arrivals, clock=self._clock)
+        if found is not None:
+            self._last_served = found["workspace_id"]
+        return found
+
+    async def give_back(self, key: str) -> None:
+        """A call of `wait_for_message` that was cancelled returns what it leased."""
+        for workspace in self.workspaces:
+            with suppress(LocalStateError):
+                await (await workspace.mailbox()).give_back(key)
+
+    async def holder(self, activity_id: str, workspace_id: str | None = None) -> Workspace:
+        """The workspace in whose inbox a message is open; where it is open nowhere, the one that `route` names.
+
+        Raises:
+            LocalStateError: its inbox cannot be opened.
+            InvalidArgument: no such workspace.
+        """
+        candidates = self.chosen(workspace_id)
+        for workspace in candidates if len(candidates) > 1 else ():
+            with suppress(MessageUnknown, LocalStateError):
+                await (await workspace.mailbox()).find(activity_id)
+                return workspace
+        return candidates[0]
+
+    async def next_to_push(self) -> list[dict[str, Any]]:
+        """Wait until there are messages to push, and give them, oldest first; no message twice to one process.
+
+        A call of `wait_for_message` that is under way comes first: what it takes is not pushed as well.
+        """
+        while True:
+            arrival = self._arrivals.next
+            await self._clock.sleep(PUSH_AFTER_S)
+            found: list[dict[str, Any]] = []
+            for workspace in self.workspaces:
+                try:
+                    found += await workspace.take_unpushed(PUSHED_AT_ONCE)
+                except LocalStateError as error:
+                    log.debug("runtime.push_skipped", workspace_id=workspace.id, detail=str(error))
+            if found:
+                self._last_served = found[-1]["workspace_id"]
+                return found
+            await wait_for_event(arrival, PUSH_CHECK_S, self._clock)
+
+    def feed_troubles(self, workspace_id: str | None) -> list[tuple[Workspace, MoleculeError]]:
+        """Which of the chosen workspaces cannot be sent a message now, and why."""
+        return [
+            (workspace, error)
+            for workspace in self.chosen(workspace_id)
+            if (error := workspace.feed_error()) is not None
+        ]
+
+    def waiting(self) -> int:
+        """Messages that nobody has been handed yet, of all workspaces."""
+        return sum(workspace.waiting() for workspace in self.workspaces)
+
+    async def _mailboxes(self, workspaces: Sequence[Workspace]) -> list[Mailbox]:
+        """The open inboxes of these workspaces, the one served last at the end.
+
+        Raises:
+            LocalStateError: there is none.
+        """
+        found, errors = [], []
+        for workspace in sorted(workspaces, key=lambda one: one.id == self._last_served):
+            try:
+                found.append(await workspace.mailbox())
+            except LocalStateError as error:
+                errors.append(error)
+        if not found:
+            raise errors[0]
+        return found
+
+    # facts
+
+    def presence_sentence(self, workspace_id: str | None = None) -> str | None:
+        """What to add to a failure: which of the workspaces concerned is not heard; None when all are."""
+        several = len(self._workspaces) > 1
+        said = [
+            f"Presence of {workspace.name} ({workspace.id}): {state}." if several else f"Presence: {state}."
+            for workspace in self.workspaces
+            if workspace_id in (None, workspace.id) and (state := workspace.absent_state()) is not None
+        ]
+        return " ".join(said) or None
 
     async def snapshot(self) -> dict[str, Any]:
-        """What `runtime_status` and `molecule-mcp status` show (agent-side 5)."""
-        problems = self.workspace.problems()
+        """What `runtime_status` and `molecule-mcp status` show (agent-side 5).
+
+        A problem that is one workspace's names it (`workspace_id`) when several are served.
+        """
+        several = len(self._workspaces) > 1
+        problems = [_problem_json(problem) for problem in self._settings.problems]
+        for workspace in self.workspaces:
+            at = {"workspace_id": workspace.id} if several else {}
+            problems += [_problem_json(problem) | at for problem in workspace.problems()]
         return {
-            "workspaces": [await self.workspace.snapshot()],
+            "workspaces": [await workspace.snapshot() for workspace in self.workspaces],
             "version": __version__,
             "log_file": str(self._log_file) if self._log_file else None,
-            "problems": [{"id": p.id, "summary": p.summary, "fix": p.fix} for p in problems],
+            "problems": problems,
         }
+
+    def _listing(self) -> str:
+        return ", ".join(f"{workspace.id} ({workspace.name})" for workspace in self.workspaces)
+
+
+def _problem_json(problem: Problem) -> dict[str, str]:
+    return {"id": problem.id, "summary": problem.summary, "fix": problem.fix}
 
 
 def _workspace_state(

@@ -5,15 +5,17 @@ Every field names its variable (alias), its default and its meaning; `docs/setti
 
 from __future__ import annotations
 
+import json
 import os
 import uuid
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError
 
 from molecule_runtime.errors import Problem, SettingsError
 from molecule_runtime.text import well_formed
@@ -31,6 +33,13 @@ _FALSE = frozenset({"", "0", "false", "no", "off"})
 class ToolSet(StrEnum):
     CORE = "core"
     FULL = "full"
+
+
+class Push(StrEnum):
+    """Whether arriving messages are also pushed to the host's session (agent-side 6)."""
+
+    AUTO = "auto"
+    OFF = "off"
 
 
 def _base_url(value: Any) -> str:
@@ -91,6 +100,8 @@ def token_flaw(token: str) -> str | None:
 
 
 def _token(value: Any) -> Any:
+    if value is None:
+        return None
     text = value.get_secret_value() if isinstance(value, SecretStr) else str(value)
     text = text.strip()
     flaw = token_flaw(text)
@@ -114,7 +125,7 @@ def _header(value: Any) -> Any:
 
 def _token_path(value: Any) -> Any:
     """A path; a token put here by mistake is refused, and so never repeated in an error."""
-    text = str(value)
+    text = "" if value is None else str(value)
     if len(text) >= MIN_TOKEN_CHARS and all(char.isalnum() or char in "-_" for char in text):
         raise ValueError("must be the path of a file, not the token itself")
     return value
@@ -129,11 +140,17 @@ def _absolute_dir(value: Any) -> Any:
 
 def _poll_timeout(value: Any) -> int:
     """Bad values become the default, large ones the cap: a wrong number must not keep an agent offline."""
+    number = _seconds(value)
+    return DEFAULT_POLL_TIMEOUT_SECS if number is None else min(number, WAIT_CAP_SECS)
+
+
+def _seconds(value: Any) -> int | None:
+    """A number of whole seconds from 0; None when it is none."""
     try:
         number = int(float(str(value)))
     except (ValueError, OverflowError):
-        return DEFAULT_POLL_TIMEOUT_SECS
-    return DEFAULT_POLL_TIMEOUT_SECS if number < 0 else min(number, WAIT_CAP_SECS)
+        return None
+    return number if number >= 0 else None
 
 
 def _skills(value: Any) -> tuple[str, ...]:
@@ -153,22 +170,57 @@ def _level(value: Any) -> str:
     return word
 
 
+class WorkspaceSettings(BaseModel):
+    """One workspace: which, on which platform, and what proves it. An entry of MOLECULE_WORKSPACES has these keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: Annotated[str, BeforeValidator(_uuid)]
+    platform_url: Annotated[str, BeforeValidator(_base_url)]
+    token: Annotated[SecretStr | None, BeforeValidator(_token)] = None
+    token_file: Annotated[Path | None, BeforeValidator(_token_path)] = None
+    _variable: str = PrivateAttr("MOLECULE_WORKSPACE_TOKEN")
+
+    @property
+    def token_variable(self) -> str:
+        """The environment variable that an inline token came from."""
+        return self._variable
+
+    @property
+    def default_agent_name(self) -> str:
+        return f"molecule-mcp-{self.id[:8]}"
+
+
 class Settings(BaseModel):
-    """What a process was told. Values are checked; nothing is opened, resolved or created here."""
+    """What a process was told. Values are checked; nothing is opened, resolved or created here.
+
+    Which workspaces to serve is in `workspaces`, whether they were told one by one or as a list.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
 
-    platform_url: Annotated[str, BeforeValidator(_base_url)] = Field(
-        alias="PLATFORM_URL", description="Base URL of the platform, http or https; trailing slashes are cut."
+    platform_url: Annotated[str | None, BeforeValidator(_base_url)] = Field(
+        None,
+        alias="PLATFORM_URL",
+        description="Base URL of the platform, http or https; trailing slashes are cut. Required, unless every entry "
+        "of MOLECULE_WORKSPACES has its own.",
     )
-    workspace_id: Annotated[str, BeforeValidator(_uuid)] = Field(
-        alias="WORKSPACE_ID", description="The workspace's UUID, as the canvas shows it."
+    workspace_id: Annotated[str | None, BeforeValidator(_uuid)] = Field(
+        None,
+        alias="WORKSPACE_ID",
+        description="The workspace's UUID, as the canvas shows it. Required, unless MOLECULE_WORKSPACES is set.",
     )
     token: Annotated[SecretStr | None, BeforeValidator(_token)] = Field(
         None, alias="MOLECULE_WORKSPACE_TOKEN", description="The workspace's bearer token, inline."
     )
     token_file: Annotated[Path | None, BeforeValidator(_token_path)] = Field(
         None, alias="MOLECULE_WORKSPACE_TOKEN_FILE", description="A file that holds the token and nothing else."
+    )
+    workspaces_json: SecretStr | None = Field(
+        None,
+        alias="MOLECULE_WORKSPACES",
+        description='Several workspaces as JSON, [{"id", "token" or "token_file", "platform_url"}]; replaces '
+        "WORKSPACE_ID and the two token variables. Without platform_url an entry is on PLATFORM_URL.",
     )
     configs_dir: Annotated[Path | None, BeforeValidator(_absolute_dir)] = Field(
         None,
@@ -191,6 +243,11 @@ class Settings(BaseModel):
     )
     tools: Annotated[ToolSet, BeforeValidator(_lower)] = Field(
         ToolSet.CORE, alias="MOLECULE_MCP_TOOLS", description="The tool set: core or full."
+    )
+    push: Annotated[Push, BeforeValidator(_lower)] = Field(
+        Push.AUTO,
+        alias="MOLECULE_MCP_PUSH",
+        description="auto also pushes arriving messages into the session of a host that shows them; off does not.",
     )
     disable_heartbeat: Annotated[bool, BeforeValidator(_flag)] = Field(
         False, alias="MOLECULE_MCP_DISABLE_HEARTBEAT", description="1 when the host registers and beats itself."
@@ -218,6 +275,19 @@ class Settings(BaseModel):
         False, alias="MOLECULE_MCP_VERBOSE", description="1 shows INFO lines on stderr."
     )
 
+    _workspaces: tuple[WorkspaceSettings, ...] = PrivateAttr(())
+    _problems: tuple[Problem, ...] = PrivateAttr(())
+
+    @property
+    def workspaces(self) -> tuple[WorkspaceSettings, ...]:
+        """The workspaces to serve, at least one, in the order they were told."""
+        return self._workspaces
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """What is wrong and was got over: entries of the list that are left out, a number that was replaced."""
+        return self._problems
+
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> Settings:
         """Read a mapping such as `os.environ`; blank values count as not set.
@@ -226,30 +296,50 @@ class Settings(BaseModel):
             SettingsError: with one `Problem` for every variable that is missing or wrong.
         """
         given = {name: value for name, value in env.items() if value.strip()}
-        problems = []
-        if "MOLECULE_WORKSPACES" in given:
-            problems.append(
-                Problem(
-                    "settings.MOLECULE_WORKSPACES",
-                    "MOLECULE_WORKSPACES is not read by this version, which serves one workspace",
-                    "Set PLATFORM_URL, WORKSPACE_ID and MOLECULE_WORKSPACE_TOKEN instead.",
-                )
-            )
+        listed = given.get("MOLECULE_WORKSPACES")
+        if listed is not None:
+            given = {name: value for name, value in given.items() if name not in _REPLACED_BY_LIST}
+        settings, problems = None, []
         try:
             settings = cls.model_validate(given)
         except ValidationError as invalid:
-            problems += [_problem(dict(error)) for error in invalid.errors()]
-        if problems:
+            problems += [_problem(str(error["loc"][0]), dict(error)) for error in invalid.errors()]
+        bad = {problem.id for problem in problems}
+        base_url = (
+            settings.platform_url if settings is not None else _value_or_none(_base_url, given.get("PLATFORM_URL"))
+        )
+        if listed is not None:
+            workspaces, left_out, fatal = _read_list(listed, base_url)
+            problems += fatal
+            if not workspaces:
+                problems += left_out
+        else:
+            workspaces, left_out = (), []
+            problems += [
+                Problem(f"settings.{name}", f"{name} is not set", fix)
+                for name, fix in _MISSING_FIXES.items()
+                if name not in given and f"settings.{name}" not in bad
+            ]
+        if settings is None or problems:
             raise SettingsError(tuple(problems))
+        if listed is None:
+            assert settings.workspace_id is not None
+            assert settings.platform_url is not None
+            workspaces = (
+                WorkspaceSettings(
+                    id=settings.workspace_id,
+                    platform_url=settings.platform_url,
+                    token=settings.token,
+                    token_file=settings.token_file,
+                ),
+            )
+        settings._workspaces = workspaces
+        settings._problems = (*left_out, *_poll_timeout_problem(given))
         return settings
 
     @property
     def effective_log_level(self) -> str:
         return "INFO" if self.verbose and self.log_level == "WARNING" else self.log_level
-
-    @property
-    def default_agent_name(self) -> str:
-        return f"molecule-mcp-{self.workspace_id[:8]}"
 
 
 _MISSING_FIXES = {
@@ -257,17 +347,100 @@ _MISSING_FIXES = {
     "WORKSPACE_ID": "Set WORKSPACE_ID to the workspace's UUID, as the canvas shows it.",
 }
 
+_REPLACED_BY_LIST = frozenset({"WORKSPACE_ID", "MOLECULE_WORKSPACE_TOKEN", "MOLECULE_WORKSPACE_TOKEN_FILE"})
+_LIST_FORM = 'a list such as [{"id": "…", "token_file": "/path/of/token", "platform_url": "https://…"}]'
+
 _CORRECT_IT = "Correct this in the env block of this server in the host's configuration, then restart the host."
 
 
-def _problem(error: dict[str, Any]) -> Problem:
+def _problem(name: str, error: dict[str, Any], *, id: str | None = None) -> Problem:
     """One pydantic error as a sentence; the offending value is never repeated (it could be a misplaced token)."""
-    name = str(error["loc"][0])
+    id = id or f"settings.{name}"
     if error["type"] == "missing":
-        return Problem(f"settings.{name}", f"{name} is not set", _MISSING_FIXES[name])
+        return Problem(id, f"{name} is not set", _CORRECT_IT)
+    if error["type"] == "extra_forbidden":
+        known = ", ".join(WorkspaceSettings.model_fields)
+        return Problem(id, f"{name} is not a key of an entry; these are: {known}", _CORRECT_IT)
     cause = error.get("ctx", {}).get("error")
     reason = str(cause) if cause is not None else str(error["msg"]).lower().replace("input should be", "must be")
-    return Problem(f"settings.{name}", f"{name} {reason}", _CORRECT_IT)
+    return Problem(id, f"{name} {reason}", _CORRECT_IT)
+
+
+def _poll_timeout_problem(given: Mapping[str, str]) -> list[Problem]:
+    name = "MOLECULE_MCP_POLL_TIMEOUT_SECS"
+    if name not in given or _seconds(given[name]) is not None:
+        return []
+    summary = f"{name} is not a number of seconds; {DEFAULT_POLL_TIMEOUT_SECS} is used"
+    return [Problem(f"settings.{name}", summary, _CORRECT_IT)]
+
+
+def _read_list(text: str, base_url: str | None) -> tuple[tuple[WorkspaceSettings, ...], list[Problem], list[Problem]]:
+    """MOLECULE_WORKSPACES: (the entries that can be served, what is wrong with the others, what is wrong altogether).
+
+    A bad entry disables itself. What makes the list as a whole doubtful (no JSON, nothing in it, one workspace twice)
+    disables all of it, because nobody can say which half was meant.
+    """
+    name = "MOLECULE_WORKSPACES"
+
+    def fatal(reason: str) -> tuple[tuple[WorkspaceSettings, ...], list[Problem], list[Problem]]:
+        return (), [], [Problem(f"settings.{name}", f"{name} {reason}", f"It must be {_LIST_FORM}.")]
+
+    try:
+        entries = json.loads(text)
+    except json.JSONDecodeError as error:
+        return fatal(f"is not JSON: {error.msg.lower()} at line {error.lineno}, column {error.colno}")
+    except RecursionError:
+        return fatal("is not JSON that can be read: it is nested too deeply")
+    if not isinstance(entries, list):
+        return fatal("is JSON, but not a list")
+    if not entries:
+        return fatal("is an empty list")
+    ids = [str(entry.get("id")).strip().lower() if isinstance(entry, dict) else None for entry in entries]
+    twice = [known for known, count in Counter(ids).items() if known is not None and count > 1 and known != "none"]
+    if twice:
+        places = " and ".join(str(place) for place, known in enumerate(ids, 1) if known == twice[0])
+        return fatal(f"names the same workspace in entries {places}")
+    served: list[WorkspaceSettings] = []
+    left_out: list[Problem] = []
+    for place, entry in enumerate(entries, 1):
+        workspace, problems = _read_entry(f"{name} entry {place}", entry, base_url)
+        served += [workspace] if workspace is not None else []
+        left_out += problems
+    return tuple(served), left_out, []
+
+
+def _read_entry(where: str, entry: object, base_url: str | None) -> tuple[WorkspaceSettings | None, list[Problem]]:
+    """One entry, or everything that is wrong with it; `where` is "MOLECULE_WORKSPACES entry 2"."""
+    id = f"settings.{where.partition(' ')[0]}"
+    if not isinstance(entry, dict):
+        return None, [Problem(id, f"{where} is not an object", f"The whole must be {_LIST_FORM}.")]
+    told = {str(key): value for key, value in entry.items() if value not in (None, "")}
+    problems = []
+    if "platform_url" not in told and base_url is None:
+        fix = "Give it a platform_url, or set PLATFORM_URL for all entries."
+        problems.append(Problem(id, f"{where} names no platform", fix))
+    told.setdefault("platform_url", base_url or "https://canvas.example.com")
+    try:
+        workspace = WorkspaceSettings.model_validate(told)
+    except ValidationError as invalid:
+        wrong: list[dict[str, Any]] = [dict(error) for error in invalid.errors()]
+        return None, problems + [_problem(f"{where}: {_key(error['loc'][0])}", error, id=id) for error in wrong]
+    if problems:
+        return None, problems
+    workspace._variable = "MOLECULE_WORKSPACES"
+    return workspace, []
+
+
+def _key(given: object) -> str:
+    """A key as it may be shown: what is not ours could be a token in the wrong place."""
+    return str(given) if str(given) in WorkspaceSettings.model_fields else "a key"
+
+
+def _value_or_none(read: Callable[[Any], str], value: str | None) -> str | None:
+    try:
+        return read(value) if value is not None else None
+    except ValueError:
+        return None
 
 
 def environment() -> dict[str, str]:

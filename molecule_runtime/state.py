@@ -1,16 +1,17 @@
 """The state directory: where an agent's journal, token and locks live, who may read them, and who owns what.
 
-Layout: `<root>/<workspace id>/` (0700) with `inbox.sqlite3`, `token`, `beat.lock`, `inbox.lock`, `sessions/`, `texts/`;
-`<root>/log/`. Files are 0600. Locks are the operating system's (free at once after kill -9); a lock file's content says
-who holds it, for people only.
+Layout: `<root>/<workspace id>/` (0700) with `inbox.sqlite3`, `token`, `agent_card.json`, `beat.lock`, `inbox.lock`,
+`sessions/`, `texts/`; `<root>/log/`. Files are 0600. Locks are the operating system's (free at once after kill -9); a
+lock file's content says who holds it, for people only.
 """
 
 from __future__ import annotations
 
 import os
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,8 @@ SERVICE_DIR = Path("/configs")
 HOME_DIR_NAME = ".molecule-workspace"
 GUARD_TIMEOUT_S = 2.0
 """What is done under a guard takes milliseconds; a stopped process that holds one must not keep others out."""
+LEFTOVER_S = 60.0
+"""A file is replaced within milliseconds: what is older was left half-written by a kill, and nobody will end it."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class StateDir:
                 candidate = named.expanduser()
                 _make_private_dir(candidate)
                 _probe(candidate)
+                _clear_leftovers(candidate)
             except (OSError, RuntimeError) as error:  # RuntimeError: "~name" of a user who does not exist
                 failure = StateDirUnwritable(path=str(candidate), reason=getattr(error, "strerror", None) or str(error))
                 if candidate == home / HOME_DIR_NAME:
@@ -76,6 +80,7 @@ class StateDir:
         try:
             for directory in (path, path / "sessions", path / "texts"):
                 _make_private_dir(directory)
+                _clear_leftovers(directory)
         except OSError as error:
             raise StateDirUnwritable(path=str(path), reason=error.strerror or str(error)) from None
         return WorkspaceState(path)
@@ -100,6 +105,10 @@ class WorkspaceState:
         return self.path / "platform_inbound_secret"
 
     @property
+    def agent_card_file(self) -> Path:
+        return self.path / "agent_card.json"
+
+    @property
     def sessions(self) -> Path:
         return self.path / "sessions"
 
@@ -122,7 +131,8 @@ class WorkspaceState:
                     os.fsync(stream.fileno())  # a token is issued once: a power cut must not leave an empty file
                 os.replace(temporary, file)
             except BaseException:
-                os.unlink(temporary)
+                with suppress(FileNotFoundError):
+                    os.unlink(temporary)
                 raise
         except OSError as error:
             raise StateDirUnwritable(path=str(file), reason=error.strerror or str(error)) from None
@@ -191,10 +201,18 @@ def _make_private_dir(path: Path) -> None:
 
 
 def _probe(path: Path) -> None:
-    """Write and remove one file: the only honest test of "writable" (read-only mounts, quotas, full disks)."""
-    descriptor, name = tempfile.mkstemp(dir=path, prefix=".probe-")
-    try:
-        os.write(descriptor, b"writable")
-    finally:
-        os.close(descriptor)
-        os.unlink(name)
+    """Write and remove one file: the only honest test of "writable" (read-only mounts, quotas, full disks).
+
+    Where the system can, the file never has a name, so that a kill leaves none behind.
+    """
+    with tempfile.TemporaryFile(dir=path, prefix=".probe-") as file:
+        file.write(b"writable")
+
+
+def _clear_leftovers(directory: Path) -> None:
+    """Remove what kills left half-written; best effort, since it is in nobody's way."""
+    for pattern in (".new-*", ".probe-*"):
+        for file in directory.glob(pattern):
+            with suppress(OSError):
+                if time.time() - file.stat().st_mtime > LEFTOVER_S:
+                    file.unlink()

@@ -18,6 +18,7 @@ import anyio
 import httpx
 import structlog
 
+from molecule_runtime.cards import AgentCard, card_from_settings
 from molecule_runtime.client import PlatformClient
 from molecule_runtime.clock import Clock, wait_for_event
 from molecule_runtime.credentials import Credentials
@@ -31,12 +32,12 @@ from molecule_runtime.errors import (
 )
 from molecule_runtime.inbox.classify import Message
 from molecule_runtime.inbox.journal import Journal
-from molecule_runtime.inbox.mailbox import Mailbox
+from molecule_runtime.inbox.mailbox import Arrivals, Mailbox
 from molecule_runtime.inbox.poller import Poller, peers_in
 from molecule_runtime.ownership import Ownership, Register
 from molecule_runtime.peers import PeerDirectory
-from molecule_runtime.presence import Presence, PresenceSnapshot, PresenceState, agent_card
-from molecule_runtime.settings import Settings
+from molecule_runtime.presence import Presence, PresenceSnapshot, PresenceState
+from molecule_runtime.settings import Settings, WorkspaceSettings
 from molecule_runtime.state import WorkspaceState
 from molecule_runtime.wire._base import rfc3339
 
@@ -60,16 +61,21 @@ class Workspace:
 
     def __init__(
         self,
+        told: WorkspaceSettings,
         settings: Settings,
         *,
         state: WorkspaceState | None,
         clock: Clock,
         roles: Roles,
+        arrivals: Arrivals | None = None,
         state_problem: LocalStateError | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
+        self.told = told
         self.settings = settings
-        self.id = settings.workspace_id
+        self.id = told.id
+        self.name = settings.agent_name or told.default_agent_name
+        self._arrivals = arrivals or Arrivals()
         self._state = state
         self._clock = clock
         self._roles = roles
@@ -82,20 +88,18 @@ class Workspace:
         # Two beats harm nobody, two readers of the feed would: only the inbox insists on its lock file.
         self._beat = self._ownership("beat", needs_lock=False)
         self._inbox = self._ownership("inbox", needs_lock=True)
-        credentials = Credentials(settings, state)
+        credentials = Credentials(told, state)
         self.client = PlatformClient(
-            settings.platform_url, settings.workspace_id, credentials, org_id=settings.org_id, transport=transport
+            told.platform_url, told.id, credentials, org_id=settings.org_id, transport=transport
         )
+        default = card_from_settings(self.name, description=settings.agent_description, skills=settings.agent_skills)
+        self.card = AgentCard(default, state)
         self.directory = PeerDirectory(self.client, clock=clock)
         self.presence = Presence(
             self.client,
             clock=clock,
             credentials=credentials,
-            agent_card=agent_card(
-                settings.agent_name or settings.default_agent_name,
-                description=settings.agent_description,
-                skills=settings.agent_skills,
-            ),
+            agent_card=self.card.current,
             load=self._tasks_in_hand,
             interval_s=settings.heartbeat_secs,
             keep_secret=self._keep_inbound_secret,
@@ -139,12 +143,18 @@ class Workspace:
         """Messages that nobody has been handed yet."""
         return self._mailbox.counts().new if self._mailbox is not None else 0
 
-    def presence_sentence(self) -> str | None:
-        """One sentence while this process beats and the platform does not hear it; None when all is well."""
+    async def take_unpushed(self, limit: int) -> list[dict[str, Any]]:
+        """New messages to push; none unless this process reads the feed (agent-side 4: only the inbox owner pushes)."""
+        if not self._inbox.held or self._mailbox is None:
+            return []
+        return await self._mailbox.take_unpushed(limit)
+
+    def absent_state(self) -> str | None:
+        """The presence state while this process beats and the platform does not hear it; None when all is well."""
         snapshot = self.presence.snapshot()
         if not self._roles.beats or not self._beat.held or snapshot.state is PresenceState.ONLINE:
             return None
-        return f"Presence: {snapshot.state.value}."
+        return snapshot.state.value
 
     async def snapshot(self) -> dict[str, Any]:
         """The facts of `runtime_status` for this workspace (agent-side 5)."""
@@ -152,8 +162,8 @@ class Workspace:
         counts = self._mailbox.counts() if self._mailbox is not None else None
         return {
             "id": self.id,
-            "name": self.settings.agent_name or self.settings.default_agent_name,
-            "platform_url": self.settings.platform_url,
+            "name": self.name,
+            "platform_url": self.told.platform_url,
             "presence": presence,
             "inbox": {
                 "new": counts.new if counts else 0,
@@ -243,6 +253,7 @@ class Workspace:
                 clock=self._clock,
                 directory=self.directory,
                 lease_s=self.settings.lease_secs,
+                arrivals=self._arrivals,
             )
             mailbox.open_session()
         except BaseException:

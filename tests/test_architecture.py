@@ -48,9 +48,9 @@ PLACES = {
         "molecule_runtime.",
         {
             1: "settings credentials retry state",
-            2: "client doorbell",
-            3: "presence ownership inbox peers messages delegation memory",
-            4: "runtime workspace",
+            2: "connections client doorbell",
+            3: "presence ownership inbox peers messages history cards delegation memory",
+            4: "runtime workspace agent",
             8: "a2a_mcp_server",
         },
     ),

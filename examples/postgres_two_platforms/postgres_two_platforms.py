@@ -105,7 +105,7 @@ async def agent(settings: dict[str, str], state: Path) -> AsyncIterator[Runtime]
 
 async def hear(runtime: Runtime) -> dict[str, Any]:
     """The next message of the mailbox, taken out."""
-    mailbox = await runtime.workspace.mailbox()
+    mailbox = await runtime.route().mailbox()
     message = await mailbox.wait(30, key="example")
     assert message is not None, "no message came"
     await mailbox.pop(message["activity_id"])

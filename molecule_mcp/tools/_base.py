@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import structlog
@@ -22,6 +22,8 @@ from molecule_runtime.text import redact
 T = TypeVar("T")
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
+ACTING_WORKSPACE = "Your workspace that this is for; runtime_status lists them."
+
 Progress = Callable[[float, float | None, str], Awaitable[None]]
 """(done, total or None, text) -> tell the host; nothing happens when it did not ask for progress."""
 
@@ -32,13 +34,21 @@ class Arguments(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True, str_strip_whitespace=False)
 
 
+class NoArguments(Arguments):
+    """Nothing to say."""
+
+
 @dataclass(frozen=True)
 class ToolContext:
-    """What a handler works with: the settings, the bridge to the runtime, and the caller's progress."""
+    """What a handler works with: the settings, the bridge to the runtime, and the caller's progress.
+
+    `workspace_id` is the workspace that the caller named; None leaves the choice to `Runtime.route`.
+    """
 
     settings: Settings
     bridge: RuntimeThread
     progress: Progress
+    workspace_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -62,11 +72,15 @@ class Tool:
     hints: Hints
     handler: Callable[[ToolContext, Any], Awaitable[dict[str, Any]]]
     set: ToolSet = ToolSet.CORE
+    acts_for: str | None = "workspace_id"
+    """The argument that names the acting workspace; listed only where several are served. None: it acts for none."""
 
-    def input_schema(self) -> dict[str, Any]:
+    def input_schema(self, *, several_workspaces: bool = False) -> dict[str, Any]:
         """A flat JSON schema: no $ref, no combinators, no titles (clients.md 4)."""
         schema = self.arguments.model_json_schema()
         properties = {name: _plain(prop) for name, prop in schema.get("properties", {}).items()}
+        if several_workspaces and self.acts_for is not None:
+            properties[self.acts_for] = {"type": "string", "description": ACTING_WORKSPACE}
         flat: dict[str, Any] = {"type": "object", "properties": properties, "additionalProperties": False}
         if schema.get("required"):
             flat["required"] = schema["required"]
@@ -92,9 +106,10 @@ async def run_tool(tool: Tool, context: ToolContext, arguments: Mapping[str, Any
     """Validate, run, and shape: every way a call can end except cancellation is a `ToolResult`."""
     with structlog.contextvars.bound_contextvars(tool=tool.name):
         try:
+            context = replace(context, workspace_id=_acting_workspace(tool, arguments))
             payload = await tool.handler(context, _validate(tool, arguments))
             # No await from here on: a cancellation would lose what the handler has leased for this caller.
-            waiting = context.bridge.glance(lambda runtime: runtime.workspace.waiting())
+            waiting = context.bridge.glance(lambda runtime: runtime.waiting())
         except MoleculeError as error:
             log.info("tool.failed", error=type(error).__name__, detail=str(error))
             return ToolResult(error_text=_error_text(context, error))
@@ -115,7 +130,7 @@ def failure(error: MoleculeError) -> ToolResult:
 
 
 def _error_text(context: ToolContext, error: MoleculeError) -> str:
-    presence = context.bridge.glance(lambda runtime: runtime.workspace.presence_sentence())
+    presence = context.bridge.glance(lambda runtime: runtime.presence_sentence(context.workspace_id))
     return redact(" ".join(part for part in (str(advice(error)), presence) if part))
 
 
@@ -127,6 +142,19 @@ def _validate(tool: Tool, arguments: Mapping[str, Any] | None) -> Arguments:
         name = ".".join(str(part) for part in first["loc"]) or "arguments"
         reason = "it is required" if first["type"] == "missing" else _lower_first(first["msg"])
         raise InvalidArgument(argument=name, reason=reason) from None
+
+
+def _acting_workspace(tool: Tool, arguments: Mapping[str, Any] | None) -> str | None:
+    """The workspace named in a call. `source_workspace_id` is the name that existing configurations know."""
+    names = (tool.acts_for, "source_workspace_id") if tool.acts_for is not None else ()
+    for name in names:
+        value = (arguments or {}).get(name)
+        if value in (None, ""):
+            continue
+        if not isinstance(value, str):
+            raise InvalidArgument(argument=name, reason="must be a workspace id, a UUID")
+        return value.strip().lower()
+    return None
 
 
 def _lower_first(text: str) -> str:
@@ -142,4 +170,6 @@ def _plain(prop: dict[str, Any]) -> dict[str, Any]:
         prop = {**choices[0], **prop}
     if prop.get("default", ...) is None:
         del prop["default"]
+    if prop.get("type") == "object":
+        prop.pop("additionalProperties", None)
     return prop

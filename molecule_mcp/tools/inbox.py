@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field
 
 from molecule_mcp.tools._base import Arguments, Hints, Tool, ToolContext
 from molecule_runtime import messages
+from molecule_runtime.errors import LocalStateError
 from molecule_runtime.runtime import Runtime
 from molecule_runtime.settings import WAIT_CAP_SECS
 
@@ -63,7 +64,7 @@ async def wait_for_message(context: ToolContext, args: WaitArguments) -> dict[st
     try:
         while True:
             step = min(PROGRESS_EVERY_S, total - waited)
-            found = await context.bridge.call(lambda runtime, step=step: _wait(runtime, step, key))  # type: ignore[misc]
+            found = await context.bridge.call(lambda runtime, step=step: _wait(runtime, context, step, key))  # type: ignore[misc]
             if found is not None:
                 return {"message": found}
             waited += step
@@ -71,59 +72,74 @@ async def wait_for_message(context: ToolContext, args: WaitArguments) -> dict[st
                 break
             await context.progress(waited, total, "no message yet")
     except asyncio.CancelledError:
-        context.bridge.cast(lambda runtime: _give_back(runtime, key))
+        context.bridge.cast(lambda runtime: runtime.give_back(key))
         raise
-    return await context.bridge.call(_nothing_came)
+    return await context.bridge.call(lambda runtime: _nothing_came(runtime, context))
 
 
 async def inbox_peek(context: ToolContext, args: PeekArguments) -> dict[str, Any]:
-    return await context.bridge.call(lambda runtime: _peek(runtime, args.limit))
+    return await context.bridge.call(lambda runtime: _peek(runtime, context, args.limit))
 
 
 async def inbox_pop(context: ToolContext, args: PopArguments) -> dict[str, Any]:
-    return await context.bridge.call(lambda runtime: _pop(runtime, args.activity_id))
+    return await context.bridge.call(lambda runtime: _pop(runtime, context, args.activity_id))
 
 
 async def reply(context: ToolContext, args: ReplyArguments) -> dict[str, Any]:
-    return await context.bridge.call(lambda runtime: _reply(runtime, args.activity_id, args.message), to_the_end=True)
+    return await context.bridge.call(
+        lambda runtime: _reply(runtime, context, args.activity_id, args.message), to_the_end=True
+    )
 
 
-async def _wait(runtime: Runtime, seconds: float, key: str) -> dict[str, Any] | None:
-    mailbox = await runtime.workspace.mailbox()
-    return await mailbox.wait(seconds, key=key)
+async def _wait(runtime: Runtime, context: ToolContext, seconds: float, key: str) -> dict[str, Any] | None:
+    return await runtime.wait_for_message(context.workspace_id, seconds, key=key)
 
 
-async def _give_back(runtime: Runtime, key: str) -> None:
-    mailbox = await runtime.workspace.mailbox()
-    await mailbox.give_back(key)
-
-
-async def _nothing_came(runtime: Runtime) -> dict[str, Any]:
+async def _nothing_came(runtime: Runtime, context: ToolContext) -> dict[str, Any]:
     """A quiet inbox and a feed that cannot be read are two different answers."""
-    error = runtime.workspace.feed_error()
-    if error is not None:
-        raise error
-    return {"timeout": True, "waiting": runtime.workspace.waiting()}
-
-
-async def _peek(runtime: Runtime, limit: int) -> dict[str, Any]:
-    mailbox = await runtime.workspace.mailbox()
-    shown = await mailbox.peek(limit)
-    counts = mailbox.counts()
-    result: dict[str, Any] = {"messages": shown, "total": counts.new + counts.leased + counts.parked}
-    error = runtime.workspace.feed_error()
-    if error is not None:
-        result["warning"] = f"{error} Only what had arrived before is shown."
+    troubles = runtime.feed_troubles(context.workspace_id)
+    if len(troubles) == len(runtime.chosen(context.workspace_id)):
+        raise troubles[0][1]
+    result: dict[str, Any] = {"timeout": True, "waiting": runtime.waiting()}
+    if troubles:
+        result["warning"] = " ".join(f"{workspace.name} ({workspace.id}): {error}" for workspace, error in troubles)
     return result
 
 
-async def _pop(runtime: Runtime, activity_id: str) -> dict[str, Any]:
-    mailbox = await runtime.workspace.mailbox()
-    return {"removed": await mailbox.pop(activity_id), "activity_id": activity_id}
+async def _peek(runtime: Runtime, context: ToolContext, limit: int) -> dict[str, Any]:
+    shown: list[dict[str, Any]] = []
+    total = 0
+    warnings = []
+    workspaces = runtime.chosen(context.workspace_id)
+    for workspace in workspaces:
+        try:
+            mailbox = await workspace.mailbox()
+            shown += await mailbox.peek(limit)
+        except LocalStateError as error:
+            if len(workspaces) == 1:
+                raise
+            warnings.append(f"{workspace.name}: {error}")
+            continue
+        counts = mailbox.counts()
+        total += counts.new + counts.leased + counts.parked
+    if len(workspaces) > 1:
+        shown.sort(key=lambda message: str(message["created_at"]))
+    result: dict[str, Any] = {"messages": shown[:limit], "total": total}
+    warnings += [
+        f"{error} Only what had arrived before is shown." for _, error in runtime.feed_troubles(context.workspace_id)
+    ]
+    if warnings:
+        result["warning"] = " ".join(warnings)
+    return result
 
 
-async def _reply(runtime: Runtime, activity_id: str, text: str) -> dict[str, Any]:
-    workspace = runtime.workspace
+async def _pop(runtime: Runtime, context: ToolContext, activity_id: str) -> dict[str, Any]:
+    workspace = await runtime.holder(activity_id, context.workspace_id)
+    return {"removed": await (await workspace.mailbox()).pop(activity_id), "activity_id": activity_id}
+
+
+async def _reply(runtime: Runtime, context: ToolContext, activity_id: str, text: str) -> dict[str, Any]:
+    workspace = await runtime.holder(activity_id, context.workspace_id)
     recipient, popped = await messages.reply(workspace.client, await workspace.mailbox(), activity_id, text)
     return {"status": "sent", "to": recipient, "popped": popped}
 

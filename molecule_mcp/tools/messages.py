@@ -1,15 +1,51 @@
-"""The tool that speaks to the user unasked (agent-side 5)."""
+"""The tools about what is said: to the user unasked, and before (agent-side 5)."""
 
 from __future__ import annotations
 
-from typing import Any
+import json
+import uuid
+from datetime import datetime
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, AwareDatetime, Field, TypeAdapter
 
 from molecule_mcp.tools._base import Arguments, Hints, Tool, ToolContext
 from molecule_mcp.tools.inbox import NonBlank
-from molecule_runtime import messages
+from molecule_runtime import history, messages
+from molecule_runtime.history import MAX_LINES, Line, Page
 from molecule_runtime.runtime import Runtime
+
+MAX_RESULT_BYTES = 9_000
+"""A host cuts results at about 10 kB (clients.md 4): what does not fit is the next page."""
+LINE_CODE_POINTS = 2_000
+
+
+def _peer_id(text: str) -> str:
+    if text.strip():
+        try:
+            uuid.UUID(text.strip())
+        except ValueError:
+            raise ValueError("must be a peer's id, a UUID; list_peers has it") from None
+    return text.strip().lower()
+
+
+def _time_text(text: str) -> str:
+    if text.strip():
+        try:
+            _moment(text)
+        except ValueError:
+            raise ValueError("must be an RFC3339 time such as 2026-01-31T09:30:00Z") from None
+    return text.strip()
+
+
+def _moment(text: str) -> datetime | None:
+    return TypeAdapter(AwareDatetime).validate_strings(text.strip()) if text.strip() else None
+
+
+class ChatHistoryArguments(Arguments):
+    peer_id: Annotated[str, AfterValidator(_peer_id)] = Field("", description="A peer's id; without it, the user.")
+    limit: int = Field(20, description=f"How many, 1 to {MAX_LINES}.", ge=1, le=MAX_LINES)
+    before_ts: Annotated[str, AfterValidator(_time_text)] = Field("", description="Only what is older, RFC3339.")
 
 
 class SendToUserArguments(Arguments):
@@ -18,10 +54,54 @@ class SendToUserArguments(Arguments):
 
 async def send_message_to_user(context: ToolContext, args: SendToUserArguments) -> dict[str, Any]:
     async def send(runtime: Runtime) -> None:
-        await messages.send_to_user(runtime.workspace.client, args.message)
+        await messages.send_to_user(runtime.route(context.workspace_id).client, args.message)
 
     await context.bridge.call(send, to_the_end=True)
     return {"status": "sent", "attachments": []}
+
+
+async def chat_history(context: ToolContext, args: ChatHistoryArguments) -> dict[str, Any]:
+    async def look(runtime: Runtime) -> Page:
+        client, before = runtime.route(context.workspace_id).client, _moment(args.before_ts)
+        if args.peer_id:
+            return await history.with_peer(client, args.peer_id, args.limit, before)
+        return await history.with_user(client, args.limit, before)
+
+    return fit(await context.bridge.call(look))
+
+
+def fit(page: Page) -> dict[str, Any]:
+    """The newest lines of a page that a host shows whole; `before_ts` asks for what is older.
+
+    Lines of one moment stay together, because the next page begins before a moment.
+    """
+    shown = [_line(line) for line in page.lines]
+    size, first = 0, len(shown)
+    while first > 0:
+        moment = shown[first - 1]["created_at"]
+        start = first
+        while start > 0 and shown[start - 1]["created_at"] == moment:
+            start -= 1
+        size += len(json.dumps(shown[start:first], ensure_ascii=False).encode())
+        if size > MAX_RESULT_BYTES and first < len(shown):
+            break
+        first = start
+    result: dict[str, Any] = {"messages": shown[first:], "reached_end": page.reached_end and first == 0}
+    if not result["reached_end"] and result["messages"]:
+        result["before_ts"] = result["messages"][0]["created_at"]
+    return result
+
+
+def _line(line: Line) -> dict[str, Any]:
+    shown: dict[str, Any] = {
+        "from": line.speaker.value,
+        "text": line.text[:LINE_CODE_POINTS],
+        "attachments": [{"name": file.name, "mime_type": file.mime_type, "size": file.size} for file in line.files],
+        "created_at": line.created_at,
+    }
+    if len(line.text) > LINE_CODE_POINTS:
+        shown["text_truncated"] = True
+    return shown
 
 
 TOOLS = (
@@ -33,5 +113,14 @@ TOOLS = (
         arguments=SendToUserArguments,
         hints=Hints(read_only=False, destructive=False, idempotent=False, open_world=True),
         handler=send_message_to_user,
+    ),
+    Tool(
+        name="chat_history",
+        title="Earlier messages",
+        description="Show the chat with the user, or with a peer, as it was before; oldest first. "
+        "When older ones are left, before_ts of the result asks for them.",
+        arguments=ChatHistoryArguments,
+        hints=Hints(read_only=True, destructive=False, idempotent=True, open_world=True),
+        handler=chat_history,
     ),
 )

@@ -16,7 +16,7 @@ class ListPeersArguments(Arguments):
 
 async def list_peers(context: ToolContext, args: ListPeersArguments) -> dict[str, Any]:
     async def look(runtime: Runtime) -> dict[str, Any]:
-        peers = await runtime.workspace.directory.list(args.q.strip())
+        peers = await runtime.route(context.workspace_id).directory.list(args.q.strip())
         return {"peers": [peer.to_json() for peer in peers]}
 
     return await context.bridge.call(look)

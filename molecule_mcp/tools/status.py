@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from molecule_mcp.tools._base import Arguments, Hints, Tool, ToolContext
-
-
-class NoArguments(Arguments):
-    """Nothing to say."""
+from molecule_mcp.tools._base import Hints, NoArguments, Tool, ToolContext
 
 
 async def runtime_status(context: ToolContext, _args: NoArguments) -> dict[str, Any]:
@@ -23,5 +19,6 @@ TOOLS = (
         arguments=NoArguments,
         hints=Hints(read_only=True, destructive=False, idempotent=True, open_world=False),
         handler=runtime_status,
+        acts_for=None,
     ),
 )

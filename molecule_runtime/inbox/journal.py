@@ -17,7 +17,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -30,7 +30,7 @@ from molecule_runtime.errors import JournalUnusable
 from molecule_runtime.inbox.classify import Message
 from molecule_runtime.state import OwnerLock
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MAX_ATTEMPTS = 5
 HANDLED_KEPT_S = 7 * 86_400 + 3_600
 """Longer than the largest window that is ever read again (7 days), so that no handled id returns with it."""
@@ -49,7 +49,8 @@ CREATE TABLE messages (
   lease_session TEXT,
   lease_key     TEXT,
   lease_until   REAL,
-  handled_at    REAL
+  handled_at    REAL,
+  pushed_to     TEXT
 );
 CREATE INDEX messages_by_state ON messages (state, ord);
 CREATE TABLE position (
@@ -69,6 +70,9 @@ CREATE TABLE owners (
 );
 """
 
+_UPGRADES = {1: "ALTER TABLE messages ADD COLUMN pushed_to TEXT"}
+"""From each older schema version, what makes it the next one."""
+
 P = ParamSpec("P")
 T = TypeVar("T")
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -83,12 +87,13 @@ class MessageState(StrEnum):
 
 @dataclass(frozen=True)
 class Entry:
-    """A message as the journal holds it. `ord` is the order of arrival."""
+    """A message as the journal holds it: `ord` is the order of arrival, `pushed_to` the session that pushed it last."""
 
     ord: int
     message: Message
     state: MessageState
     attempt: int
+    pushed_to: str | None = None
 
 
 @dataclass(frozen=True)
@@ -294,9 +299,26 @@ class Journal:
         """What is not handled, in order of arrival; leases nothing."""
         with self._reading() as db:
             rows = db.execute(
-                "SELECT ord, body, state, attempt FROM messages WHERE state != 'handled' ORDER BY ord LIMIT ?", (limit,)
+                f"SELECT {_ENTRY} FROM messages WHERE state != 'handled' ORDER BY ord LIMIT ?", (limit,)
             ).fetchall()
         return [_entry(row) for row in rows]
+
+    def take_unpushed(self, session: str, limit: int) -> list[Entry]:
+        """New messages that this session was not shown yet, oldest first; from now on they count as shown."""
+        query = f"SELECT {_ENTRY} FROM messages WHERE state = 'new' AND pushed_to IS NOT ? ORDER BY ord LIMIT ?"
+        with self._reading() as db:
+            if db.execute(query, (session, 1)).fetchone() is None:
+                return []
+        with self._writing() as db:
+            rows = db.execute(query, (session, limit)).fetchall()
+            db.executemany("UPDATE messages SET pushed_to = ? WHERE ord = ?", [(session, row[0]) for row in rows])
+        return [replace(_entry(row), pushed_to=session) for row in rows]
+
+    def open_ids(self) -> set[str]:
+        """The ids of everything that is not handled."""
+        with self._reading() as db:
+            rows = db.execute("SELECT activity_id FROM messages WHERE state != 'handled'").fetchall()
+        return {activity_id for (activity_id,) in rows}
 
     def counts(self) -> Counts:
         with self._reading() as db:
@@ -365,7 +387,7 @@ class Journal:
 
     def _entry(self, db: sqlite3.Connection, column: str, value: str | int) -> Entry | None:
         row = db.execute(
-            f"SELECT ord, body, state, attempt FROM messages WHERE {column} = ? AND state != 'handled'", (value,)
+            f"SELECT {_ENTRY} FROM messages WHERE {column} = ? AND state != 'handled'", (value,)
         ).fetchone()
         return _entry(row) if row is not None else None
 
@@ -399,9 +421,12 @@ def _look_at(turn: asyncio.Future[Any]) -> None:
         turn.exception()
 
 
-def _entry(row: tuple[int, str, str, int]) -> Entry:
-    ord_, body, state, attempt = row
-    return Entry(ord_, Message.from_json(json.loads(body)), MessageState(state), attempt)
+_ENTRY = "ord, body, state, attempt, pushed_to"
+
+
+def _entry(row: tuple[int, str, str, int, str | None]) -> Entry:
+    ord_, body, state, attempt, pushed_to = row
+    return Entry(ord_, Message.from_json(json.loads(body)), MessageState(state), attempt, pushed_to)
 
 
 def _connect(path: Path) -> sqlite3.Connection:
@@ -420,10 +445,13 @@ def _connect(path: Path) -> sqlite3.Connection:
         if db.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
             raise sqlite3.DatabaseError("the integrity check failed")
         db.execute("BEGIN IMMEDIATE")
-        if _refuse_newer(db, path) == 0:
+        version = _refuse_newer(db, path)
+        if version == 0:
             for statement in _SCHEMA.split(";\n"):
                 db.execute(statement)
-            db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        for older in range(version or SCHEMA_VERSION, SCHEMA_VERSION):
+            db.execute(_UPGRADES[older])
+        db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         db.execute("COMMIT")
     except BaseException:
         db.close()

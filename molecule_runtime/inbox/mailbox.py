@@ -10,11 +10,12 @@ import asyncio
 import hashlib
 import os
 import uuid
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import anyio
 import structlog
 
 from molecule_runtime.clock import Clock, wait_for_event
@@ -29,13 +30,34 @@ TEXT_CODE_POINTS = 8_000
 """Longer texts go to a file: a host cuts results at about 10 kB (agent-side 4)."""
 OTHER_PROCESS_CHECK_S = 0.5
 """How soon a wait notices what another process wrote or gave back."""
+NAME_WAIT_S = 2.0
+"""A message without its sender's name is worth more than one that comes later."""
 RECLAIM_EVERY_S = 1.5
 """agent-side 4: a dead session's leases are back within 2 s."""
+QUIET_LOOK_EVERY_S = 10.0
+"""How often it is looked while nobody waits here and nobody else has a message in hand: an idle hour must cost little,
+and nobody could tell the difference."""
 MAX_ATTACHMENTS = 64
 """As many as a platform takes in one message (contract 5.1)."""
 FILES_LATER = "files are not fetched by this version of molecule-mcp"
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+class Arrivals:
+    """Wakes everyone who waits for a message; the mailboxes of one process share it. For one event loop."""
+
+    def __init__(self) -> None:
+        self._next = asyncio.Event()
+
+    @property
+    def next(self) -> asyncio.Event:
+        """Set when something arrives from now on. Take it before looking, or an arrival in between is missed."""
+        return self._next
+
+    def announce(self) -> None:
+        self._next.set()
+        self._next = asyncio.Event()
 
 
 class Mailbox:
@@ -50,6 +72,7 @@ class Mailbox:
         clock: Clock,
         directory: PeerDirectory,
         lease_s: float,
+        arrivals: Arrivals | None = None,
     ) -> None:
         self._journal = journal
         self._state = state
@@ -57,24 +80,29 @@ class Mailbox:
         self._clock = clock
         self._directory = directory
         self._lease_s = lease_s
-        self._arrival = asyncio.Event()
+        self._arrivals = arrivals or Arrivals()
+        self._waiting = 0
+        self._is_waited_for = asyncio.Event()
+        self._others_hold = False
         self._answering: set[str] = set()
         self.session = uuid.uuid4().hex
         self._session_lock = OwnerLock(self._lock_file(self.session))
         self._counts = Counts()
 
     def open_session(self) -> None:
-        """Take this session's lock, offer again what dead sessions had in hand, and clear their lock files away.
+        """Take this session's lock, offer again what dead sessions had in hand, and clear away what kills left.
 
         Raises:
             StateDirUnwritable, JournalUnusable
         """
         # A lock file is made before it is locked: the guard keeps others from taking that moment for a death.
         with self._state.guard("sessions") as is_guarded:
-            if not self._session_lock.try_acquire():
-                raise AssertionError("a session id is never used twice")
+            while not self._session_lock.try_acquire():  # without the guard another may be looking at it right now
+                self.session = uuid.uuid4().hex
+                self._session_lock = OwnerLock(self._lock_file(self.session))
             files = {file.stem for file in self._state.sessions.glob("*.lock")} if is_guarded else set()
             self._release_dead(files | self._journal.lease_holders())
+        self._clear_texts()
         self._counts = self._journal.counts()
 
     def close_session(self) -> None:
@@ -90,17 +118,20 @@ class Mailbox:
         """Watch for sessions that died with messages in hand, until cancelled."""
         while True:
             await self._clock.sleep(RECLAIM_EVERY_S)
-            try:
-                if await self._journal.off_loop(self._reclaim):
-                    self.announce()
-                await self.recount()
-            except LocalStateError as error:
-                log.warning("mailbox.reclaim_failed", detail=str(error))
+            if not (self._waiting or self._others_hold):
+                await wait_for_event(self._is_waited_for, QUIET_LOOK_EVERY_S - RECLAIM_EVERY_S, self._clock)
+            await self._look_for_the_dead()
+
+    async def _look_for_the_dead(self) -> None:
+        try:
+            if await self._journal.off_loop(self._reclaim):
+                self.announce()
+        except LocalStateError as error:
+            log.warning("mailbox.reclaim_failed", detail=str(error))
 
     def announce(self) -> None:
         """Wake everyone who waits: something was written. Call in the runtime's event loop."""
-        self._arrival.set()
-        self._arrival = asyncio.Event()
+        self._arrivals.announce()
 
     def counts(self) -> Counts:
         """How many messages are new, leased, parked; at most seconds old."""
@@ -111,16 +142,35 @@ class Mailbox:
 
         `key` names this call for `give_back`, should the caller be gone when the message comes.
         """
-        deadline = self._clock.monotonic() + timeout_s
-        while True:
-            arrival = self._arrival
-            entry = await self._lease(key)
-            if entry is not None:
-                return self._view(entry)
-            remaining = deadline - self._clock.monotonic()
-            if remaining <= 0:
-                return None
-            await wait_for_event(arrival, min(remaining, OTHER_PROCESS_CHECK_S), self._clock)
+        return await wait_for_any([self], timeout_s, key=key, arrivals=self._arrivals, clock=self._clock)
+
+    async def take(self, key: str) -> dict[str, Any] | None:
+        """Lease the next message if there is one, without waiting."""
+        entry = await self._lease(key)
+        if entry is None:
+            return None
+        await self._know(entry.message.peer_id)
+        return self._view(entry)
+
+    async def _know(self, peer_id: str) -> None:
+        """Have the name of a peer: whoever read the feed may be another process, or not be through with asking."""
+        if peer_id and self._directory.known(peer_id) is None:
+            with anyio.move_on_after(NAME_WAIT_S):
+                await self._directory.learn({peer_id})
+
+    @asynccontextmanager
+    async def attended(self) -> AsyncIterator[None]:
+        """Held while somebody waits here: looks for sessions that died, now and often."""
+        self._waiting += 1
+        self._is_waited_for.set()
+        try:
+            if self._waiting == 1:
+                await self._look_for_the_dead()
+            yield
+        finally:
+            self._waiting -= 1
+            if not self._waiting:
+                self._is_waited_for.clear()
 
     async def give_back(self, key: str) -> None:
         """A call that was cancelled returns what it leased; nobody saw it, so the attempt does not count."""
@@ -130,8 +180,12 @@ class Mailbox:
 
     async def peek(self, limit: int) -> list[dict[str, Any]]:
         """What is not handled, oldest first; leases nothing."""
-        entries = await self._journal.off_loop(self._journal.open_messages, limit)
-        await self.recount()
+        entries = await self._journal.off_loop(self._look, limit)
+        return [self._view(entry) for entry in entries]
+
+    async def take_unpushed(self, limit: int) -> list[dict[str, Any]]:
+        """New messages that this process has not pushed to its host yet; they stay open for whoever takes them."""
+        entries = await self._journal.off_loop(self._journal.take_unpushed, self.session, limit)
         return [self._view(entry) for entry in entries]
 
     async def pop(self, activity_id: str) -> bool:
@@ -196,9 +250,20 @@ class Mailbox:
         lock.release()
         return False
 
+    def _look(self, limit: int) -> list[Entry]:
+        try:
+            self._reclaim()  # what a dead session had in hand is shown as new, however long ago the last look was
+        except LocalStateError as error:
+            log.debug("mailbox.reclaim_failed", detail=str(error))
+        return self._journal.open_messages(limit)
+
     def _reclaim(self) -> int:
-        """Release the leases of sessions whose lock is free; the number of messages that came back."""
-        return self._release_dead(self._journal.lease_holders())
+        """Release the leases of sessions whose lock is free, and count; the number of messages that came back."""
+        others = self._journal.lease_holders() - {self.session}
+        released = self._release_dead(others)
+        self._others_hold = bool(others)
+        self._counts = self._journal.counts()
+        return released
 
     def _release_dead(self, sessions: Iterable[str]) -> int:
         released = 0
@@ -212,6 +277,14 @@ class Mailbox:
                 lock.release()
                 self._discard_lock_file(session)
         return released
+
+    def _clear_texts(self) -> None:
+        """Remove the texts of messages that were handled: a kill between a pop and its text leaves one behind."""
+        files = set(self._state.texts.glob("*.txt"))  # before the ids: what is written from now on stays
+        if files:
+            for file in files - {self._text_file(activity_id) for activity_id in self._journal.open_ids()}:
+                with suppress(OSError):
+                    file.unlink()
 
     def _discard_lock_file(self, session: str) -> None:
         with suppress(OSError):  # an empty file that stays behind harms nobody
@@ -236,7 +309,7 @@ class Mailbox:
             "created_at": message.created_at,
             "attempt": entry.attempt,
             "state": entry.state.value,
-            "pushed": False,
+            "pushed": entry.pushed_to == self.session,
             "delegation_id": message.delegation_id,
         }
         if len(message.text) > TEXT_CODE_POINTS:
@@ -258,6 +331,29 @@ class Mailbox:
             log.warning("mailbox.text_not_written", detail=str(error))
             return None
         return os.fspath(file)
+
+
+async def wait_for_any(
+    mailboxes: Sequence[Mailbox], timeout_s: float, *, key: str, arrivals: Arrivals, clock: Clock
+) -> dict[str, Any] | None:
+    """Lease the next message of the first mailbox that has one, waiting up to `timeout_s`; None when none came.
+
+    `key` names this call for `give_back`, as in `Mailbox.wait`.
+    """
+    deadline = clock.monotonic() + timeout_s
+    async with AsyncExitStack() as attended:
+        for mailbox in mailboxes:
+            await attended.enter_async_context(mailbox.attended())
+        while True:
+            arrival = arrivals.next
+            for mailbox in mailboxes:
+                found = await mailbox.take(key)
+                if found is not None:
+                    return found
+            remaining = deadline - clock.monotonic()
+            if remaining <= 0:
+                return None
+            await wait_for_event(arrival, min(remaining, OTHER_PROCESS_CHECK_S), clock)
 
 
 def _attachment(part: FilePart) -> dict[str, Any]:

@@ -21,7 +21,7 @@ import structlog
 
 from molecule_runtime.client import PlatformClient
 from molecule_runtime.clock import Clock, wait_for_event
-from molecule_runtime.errors import CursorExpired, MoleculeError, Unavailable, Unreachable, advice
+from molecule_runtime.errors import CursorExpired, MoleculeError, Unavailable, Unreachable, WhyUnreachable, advice
 from molecule_runtime.inbox.classify import Echo, Kind, Message, UploadNotice, classify
 from molecule_runtime.inbox.journal import Journal
 from molecule_runtime.retry import POLL
@@ -42,6 +42,8 @@ OVERLAP_EVERY_S = 60.0
 OVERLAP_MARGIN_S = 60
 """On a platform without `seq` two rows of one instant can hide one behind the cursor: once a minute everything since
 the last such look is read again, and this much before it."""
+TOO_MUCH = frozenset({WhyUnreachable.TIMEOUT, WhyUnreachable.CUT})
+"""Failures after which less is asked for; a platform that is down would teach us to read its backlog row by row."""
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -218,7 +220,7 @@ class Poller:
         A ring cuts the wait short, because the platform is back; but never a wait that the platform asked for.
         """
         failures = self._health.consecutive_failures + 1
-        if isinstance(error, Unreachable):  # perhaps the page is too much for the line: ask for less
+        if isinstance(error, Unreachable) and error.why in TOO_MUCH:  # perhaps the page is too large for the line
             self._page_divisor = min(self._page_divisor * 2, WINDOW_PAGE_ROWS)
         if failures == 1 or type(error) is not type(self._health.last_error):
             log.warning("poller.failed", error=type(error).__name__, detail=str(error))

@@ -145,6 +145,7 @@ async def serve(config: PlatformConfig, *, on_ready: Callable[[str], None], cloc
                 log_config=None,
                 log_level=logging.WARNING,
                 timeout_keep_alive=KEEP_ALIVE_S,
+                headers=[("Keep-Alive", f"timeout={KEEP_ALIVE_S}")],  # agents believe it: one connection for all beats
                 timeout_graceful_shutdown=SHUTDOWN_S,
             ),
             on_ready=lambda: on_ready(url),

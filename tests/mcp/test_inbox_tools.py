@@ -29,7 +29,8 @@ async def test_a_message_leased_for_a_call_that_is_cancelled_at_that_moment_goes
     context = ToolContext(running.settings, running.bridge, no_progress)
     waiting = asyncio.create_task(run_tool(WAIT, context, {"timeout_secs": 30}))
     await anyio.sleep(0.05)  # the call is on its way to the runtime's thread; when it arrives does not matter
-    journal = await asyncio.to_thread(lambda: Journal.open(tmp_path / running.settings.workspace_id / "inbox.sqlite3"))
+    (served,) = running.settings.workspaces
+    journal = await asyncio.to_thread(lambda: Journal.open(tmp_path / served.id / "inbox.sqlite3"))
     journal.append([message(1)], cursor=None, last_row_at=None, now=1.0)
     # This loop stands still until the runtime's thread has leased the message: nobody here can have seen it.
     eventually(journal.counts, within_s=5, until=lambda counts: counts.leased == 1)

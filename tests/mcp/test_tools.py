@@ -17,13 +17,14 @@ from molecule_mcp.server import build_server, describe, listed_tools
 from molecule_mcp.tools import ALL_TOOLS
 from molecule_mcp.tools._base import Arguments, Hints, Tool, ToolContext
 from molecule_runtime.errors import MessageUnknown, Problem, SettingsError, advice
-from molecule_runtime.settings import DEFAULT_POLL_TIMEOUT_SECS
+from molecule_runtime.settings import DEFAULT_POLL_TIMEOUT_SECS, Settings, ToolSet
 from tests.mcp.conftest import Running
+from tests.support.platform import no_platform
 from tests.support.snapshots import SNAPSHOTS, assert_snapshot
 
 EVERY_TOOL = pytest.mark.parametrize("tool", ALL_TOOLS, ids=lambda tool: tool.name)
 HINTS = Hints(read_only=True, destructive=False, idempotent=True, open_world=False)
-MAX_LISTING_BYTES = 5_500
+MAX_LISTING_BYTES = 8_000
 MAX_INSTRUCTION_TOKENS = 250
 
 
@@ -43,13 +44,17 @@ def sample(tool: Tool) -> dict[str, Any]:
     for name, schema in tool.input_schema()["properties"].items():
         match schema["type"]:
             case "string":
-                values[name] = str(uuid.uuid4())  # a text like any other, and an id where one is wanted
+                is_time = name.endswith("_ts")
+                # an id is a text like any other, and an id where one is wanted
+                values[name] = "2026-01-31T09:30:00Z" if is_time else str(uuid.uuid4())
             case "integer":
                 values[name] = schema.get("default", 0) + 1
             case "number":
                 values[name] = 7.5
             case "boolean":
                 values[name] = not schema.get("default", False)
+            case "object":
+                values[name] = {"any": ["thing"]}
             case other:
                 raise AssertionError(f"{tool.name}.{name}: no host was seen to handle the type {other!r}")
     return values
@@ -68,9 +73,12 @@ def test_names_are_unique_and_the_order_is_fixed() -> None:
         "reply",
         "inbox_pop",
         "send_message_to_user",
+        "chat_history",
         "list_peers",
+        "get_workspace_info",
         "runtime_status",
     ]
+    assert [tool.name for tool in ALL_TOOLS if tool.set is ToolSet.FULL] == ["update_agent_card"]
 
 
 @EVERY_TOOL
@@ -119,7 +127,7 @@ async def test_every_argument_of_the_schema_reaches_the_handler(tool: Tool, runn
         got.append(arguments)
         return {}
 
-    server = build_server(running.settings, running.bridge, tools=[replace(tool, handler=record)])
+    server = build_server(running.settings, running.bridge, tools=[replace(tool, handler=record, set=ToolSet.CORE)])
     given = sample(tool)
     async with client_of(server) as client:
         result = await client.call_tool(tool.name, {**given, "wait_for_previous": True})
@@ -161,7 +169,7 @@ async def test_the_listing_and_the_instructions_fit_into_a_small_context(running
         listed = await client.list_tools()
         told = client.instructions or ""
     line = json.dumps(listed.model_dump(mode="json", by_alias=True, exclude_unset=True), separators=(",", ":"))
-    assert [tool.name for tool in listed.tools] == [tool.name for tool in ALL_TOOLS]
+    assert [tool.name for tool in listed.tools] == [tool.name for tool in listed_tools(None)]
     assert len(line.encode()) + len(told.encode()) <= MAX_LISTING_BYTES
 
 
@@ -217,7 +225,7 @@ async def test_a_crash_tells_the_host_nothing_of_its_cause(running: Running) -> 
 async def test_every_tool_says_what_is_wrong_with_the_settings(tool: Tool) -> None:
     """Agent-side 2: spawned with wrong settings each call answers with the problems and the fix."""
     trouble = SettingsError((Problem("a", "A is not set", "Set A."), Problem("b", "B is no number", "Mend B.")))
-    async with client_of(build_server(None, None, trouble=trouble)) as client:
+    async with client_of(build_server(None, None, trouble=trouble, tools=[replace(tool, set=ToolSet.CORE)])) as client:
         result = await client.call_tool(tool.name, sample(tool))
     (block,) = result.content
     assert result.is_error
@@ -234,3 +242,16 @@ async def test_an_unknown_tool_is_a_protocol_error_that_lists_the_known(running:
             await client.call_tool("send_mesage_to_user", {})
     assert unknown.value.error.code == -32602
     assert "send_message_to_user" in unknown.value.error.message
+
+
+def test_push_is_announced_unless_it_is_switched_off_or_there_is_no_inbox(running: Running) -> None:
+    """agent-side 1 and 6: MOLECULE_MCP_PUSH; a capability is a promise."""
+
+    def announced(**env: str) -> object:
+        told = Settings.from_env(no_platform() | env)
+        return build_server(told, running.bridge).get_capabilities().experimental
+
+    assert announced() == {"claude/channel": {}}
+    assert announced(MOLECULE_MCP_PUSH="off") is None
+    assert announced(MOLECULE_MCP_DISABLE_INBOX="1") is None
+    assert build_server(None, None).get_capabilities().experimental is None

@@ -373,7 +373,7 @@ class AgentMailbox:
 
     def _ask(self, question: Callable[[Mailbox], Awaitable[Any]]) -> Any:
         async def work(runtime: Runtime) -> Any:
-            return await question(await runtime.workspace.mailbox())
+            return await question(await runtime.route().mailbox())
 
         return asyncio.run(self._bridge.call(work))
 

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from molecule_runtime.errors import SettingsError
-from molecule_runtime.reference_platform.app import serve
+from molecule_runtime.reference_platform.app import KEEP_ALIVE_S, serve
 from molecule_runtime.reference_platform.config import PlatformConfig
 from molecule_runtime.reference_platform.store.engine import StoreError
 
@@ -23,7 +23,7 @@ from .support import Database, served
 
 PROGRAM = """
 import asyncio, sys
-from molecule_runtime.reference_platform.app import serve
+from molecule_runtime.reference_platform.app import KEEP_ALIVE_S, serve
 from molecule_runtime.reference_platform.config import PlatformConfig
 asyncio.run(serve(PlatformConfig(port=0, database=sys.argv[1]), on_ready=lambda url: print(url, flush=True)))
 """
@@ -38,6 +38,12 @@ async def test_port_0_is_chosen_and_answers_when_ready_is_called(config: Platfor
     async with httpx.AsyncClient(base_url=url) as http:
         with pytest.raises(httpx.ConnectError):
             await http.get("/health")
+
+
+async def test_the_time_an_idle_connection_is_kept_is_announced(config: PlatformConfig) -> None:
+    """An agent that knows it keeps one connection for all its beats (shared figures: keep-alive)."""
+    async with served(config) as url, httpx.AsyncClient(base_url=url) as http:
+        assert (await http.get("/health")).headers["Keep-Alive"] == f"timeout={KEEP_ALIVE_S}"
 
 
 async def test_an_oversized_body_does_not_spoil_the_connection(config: PlatformConfig) -> None:

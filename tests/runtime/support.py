@@ -18,7 +18,7 @@ import httpx
 from molecule_runtime.client import PlatformClient
 from molecule_runtime.clock import ManualClock
 from molecule_runtime.credentials import Credentials
-from molecule_runtime.settings import Settings
+from molecule_runtime.settings import Settings, WorkspaceSettings
 from molecule_runtime.state import StateDir, WorkspaceState
 from tests.reference_platform.support import BASE_URL, Member, Platform
 from tests.support.platform import clean_env
@@ -53,6 +53,11 @@ def settings(workspace_id: str = WORKSPACE, token: str | None = TOKEN, **env: st
     return Settings.from_env(given)
 
 
+def workspace_settings(workspace_id: str = WORKSPACE, token: str | None = TOKEN, **env: str) -> WorkspaceSettings:
+    """The one workspace of such settings."""
+    return settings(workspace_id, token, **env).workspaces[0]
+
+
 def state_in(directory: Path, workspace_id: str = WORKSPACE) -> WorkspaceState:
     return StateDir.open(directory, home=directory).workspace(workspace_id)
 
@@ -62,8 +67,9 @@ async def lone_client(
     token: str | None = TOKEN, state: WorkspaceState | None = None, **env: str
 ) -> AsyncIterator[PlatformClient]:
     """A client without a platform behind it: respx answers."""
-    told = settings(token=token, **env)
-    async with PlatformClient(told.platform_url, WORKSPACE, Credentials(told, state), org_id=told.org_id) as client:
+    known = settings(token=token, **env)
+    (told,) = known.workspaces
+    async with PlatformClient(told.platform_url, WORKSPACE, Credentials(told, state), org_id=known.org_id) as client:
         yield client
 
 
@@ -88,7 +94,7 @@ class Wire(httpx.AsyncBaseTransport):
 @asynccontextmanager
 async def client_of(platform: Platform, member: Member, token: str | None = None) -> AsyncIterator[PlatformClient]:
     """The member's client, talking to a platform in process."""
-    told = settings(member.id, token or member.token)
+    told = workspace_settings(member.id, token or member.token)
     async with PlatformClient(BASE_URL, member.id, Credentials(told, None), transport=Wire(platform)) as client:
         yield client
 
@@ -132,6 +138,21 @@ async def running(work: Callable[[], Awaitable[None]]) -> AsyncIterator[asyncio.
         await asyncio.wait((task,))
         if not task.cancelled() and task.exception() is not None:
             raise task.exception()  # type: ignore[misc]
+
+
+@asynccontextmanager
+async def ticking(clock: ManualClock, step_s: float = 0.25) -> AsyncIterator[None]:
+    """Let the clock run: a step whenever somebody waits on it."""
+
+    async def tick() -> None:
+        while True:
+            if clock.sleepers:
+                clock.advance(step_s)
+            for _ in range(20):
+                await anyio.lowlevel.checkpoint()
+
+    async with running(tick):
+        yield
 
 
 def python(code: str, *arguments: object, **env: str) -> subprocess.CompletedProcess[str]:

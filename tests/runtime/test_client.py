@@ -408,6 +408,7 @@ async def test_a_removal_says_when_and_what_helps() -> None:
         pytest.param("-3", 0.0, id="negative"),
         pytest.param(format_datetime(datetime.now(UTC) - timedelta(hours=1)), 0.0, id="a date gone by"),
         pytest.param("Wed, 21 Oct 2015 07:28:00 -0000", 0.0, id="a date without a zone"),
+        pytest.param("Wed, 99 Oct 2015 07:28:00 GMT", None, id="no such date"),
         pytest.param(format_datetime(datetime.now(UTC) + timedelta(days=9)), RETRY_AFTER_CAP_S, id="a far date"),
         pytest.param("1e9", RETRY_AFTER_CAP_S, id="thirty years"),
         pytest.param("inf", None, id="for ever"),
@@ -475,7 +476,7 @@ async def test_a_token_saved_by_another_process_is_found(tmp_path: Path) -> None
         )
     )
     told = settings(token=None)
-    async with PlatformClient(BASE_URL, WORKSPACE, Credentials(told, state)) as client:
+    async with PlatformClient(BASE_URL, WORKSPACE, Credentials(told.workspaces[0], state)) as client:
         with pytest.raises(Unauthorized):
             await client.get_workspace()
         state.write_private(state.token_file, TOKEN)
@@ -508,7 +509,9 @@ async def socket_that(serve: Callable[[asyncio.StreamWriter], Awaitable[None]]) 
 async def fails_at(url: str, *, timeout: float = 10) -> PlatformError:
     """The error of a call there."""
     told = settings(PLATFORM_URL=url)
-    async with PlatformClient(told.platform_url, WORKSPACE, Credentials(told, None)) as client:
+    async with PlatformClient(
+        told.workspaces[0].platform_url, WORKSPACE, Credentials(told.workspaces[0], None)
+    ) as client:
         with anyio.fail_after(5), pytest.raises(PlatformError) as raised:
             await client._call("GET", f"/workspaces/{WORKSPACE}", timeout=timeout)
     assert TOKEN not in f"{raised.value} {raised.value!r}"
@@ -558,15 +561,19 @@ async def test_an_answer_that_drips_is_given_up_in_time() -> None:
     assert (type(error), error.detail) == (Unreachable, "no answer within 0.2 s")
 
 
-async def test_something_that_is_no_http_is_unreachable() -> None:
-    """errors: TLS, another protocol."""
+@pytest.mark.parametrize(
+    "greeting", [b"220 mail.example ESMTP\r\n\r\n", b"\x15\x03\x01\x00\x02\x02\x46"], ids=["mail", "TLS"]
+)
+async def test_something_that_is_no_http_is_unreachable(greeting: bytes) -> None:
+    """errors: another protocol; a TLS server's alert, its bytes kept out of the words."""
 
     async def greet(writer: asyncio.StreamWriter) -> None:
-        writer.write(b"220 mail.example ESMTP\r\n")
+        writer.write(greeting)
         await writer.drain()
 
     async with socket_that(greet) as url:
-        assert type(await fails_at(url)) is Unreachable
+        error = await fails_at(url)
+    assert (type(error), error.detail) == (Unreachable, "what answers there does not speak HTTP")
 
 
 @pytest.mark.parametrize("proxy", ["socks5://localhost:1", "gopher://localhost:1"])
@@ -580,7 +587,7 @@ from molecule_runtime.errors import SettingsError
 from molecule_runtime.settings import Settings
 told = Settings.from_env({"PLATFORM_URL": "https://h", "WORKSPACE_ID": "11111111-1111-4111-8111-111111111111"})
 try:
-    PlatformClient("https://canvas.example.com", told.workspace_id, Credentials(told, None))
+    PlatformClient("https://canvas.example.com", told.workspaces[0].id, Credentials(told.workspaces[0], None))
 except SettingsError as error:
     print([problem.id for problem in error.problems])
 """,

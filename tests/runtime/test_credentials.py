@@ -11,7 +11,7 @@ from molecule_runtime.credentials import MAX_TOKEN_BYTES, Credential, Credential
 from molecule_runtime.errors import CredentialError, StateDirUnwritable
 from molecule_runtime.state import WorkspaceState
 
-from .support import TOKEN, settings
+from .support import TOKEN, workspace_settings
 
 
 def secret(credentials: Credentials) -> str | None:
@@ -26,9 +26,9 @@ def test_inline_comes_before_the_named_file_before_the_state_directory(state: Wo
     state.write_private(state.token_file, "kept\n")
     both = {"MOLECULE_WORKSPACE_TOKEN_FILE": str(file)}
     found = [
-        Credentials(settings(token="inline", **both), state).current(),
-        Credentials(settings(token=None, **both), state).current(),
-        Credentials(settings(token=None), state).current(),
+        Credentials(workspace_settings(token="inline", **both), state).current(),
+        Credentials(workspace_settings(token=None, **both), state).current(),
+        Credentials(workspace_settings(token=None), state).current(),
     ]
     assert found == [
         Credential(SecretStr("inline"), "MOLECULE_WORKSPACE_TOKEN"),
@@ -36,7 +36,7 @@ def test_inline_comes_before_the_named_file_before_the_state_directory(state: Wo
         Credential(SecretStr("kept"), f"the file {state.token_file}"),
     ]
     assert "inline" not in repr(found[0])
-    assert Credentials(settings(token=None), None).current() is None
+    assert Credentials(workspace_settings(token=None), None).current() is None
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_a_bad_token_file_is_an_error_of_its_own_and_never_falls_through(
     if content is not None:
         file.write_bytes(content)
     state.write_private(state.token_file, "kept\n")
-    credentials = Credentials(settings(token=None, MOLECULE_WORKSPACE_TOKEN_FILE=str(file)), state)
+    credentials = Credentials(workspace_settings(token=None, MOLECULE_WORKSPACE_TOKEN_FILE=str(file)), state)
     with pytest.raises(CredentialError) as raised:
         credentials.current()
     assert (raised.value.source, raised.value.reason) == (f"the file {file}", reason)
@@ -83,7 +83,9 @@ def test_a_directory_or_an_unknown_user_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(CredentialError):
         read_token_file(tmp_path)
     with pytest.raises(CredentialError):
-        Credentials(settings(token=None, MOLECULE_WORKSPACE_TOKEN_FILE="~nobody-of-this-name/t"), None).current()
+        Credentials(
+            workspace_settings(token=None, MOLECULE_WORKSPACE_TOKEN_FILE="~nobody-of-this-name/t"), None
+        ).current()
 
 
 @pytest.mark.parametrize("size", [1, 43, MAX_TOKEN_BYTES])
@@ -98,7 +100,7 @@ def test_a_reread_sees_a_rotated_file_and_says_whether_it_changed(tmp_path: Path
     """agent-side 1: re-read after a 401, so rotation needs no restart."""
     file = tmp_path / "token"
     file.write_text("old")
-    credentials = Credentials(settings(token=None, MOLECULE_WORKSPACE_TOKEN_FILE=str(file)), None)
+    credentials = Credentials(workspace_settings(token=None, MOLECULE_WORKSPACE_TOKEN_FILE=str(file)), None)
     assert secret(credentials) == "old"
     file.write_text("new")
     assert secret(credentials) == "old"
@@ -116,23 +118,23 @@ def test_a_reread_sees_a_rotated_file_and_says_whether_it_changed(tmp_path: Path
 
 def test_an_issued_token_is_used_saved_and_found_again(state: WorkspaceState) -> None:
     """agent-side 1: a token that register issues is saved there (0600)."""
-    credentials = Credentials(settings(token=None), state)
+    credentials = Credentials(workspace_settings(token=None), state)
     assert credentials.current() is None
     credentials.save_issued(SecretStr(TOKEN))
     assert credentials.current() == Credential(SecretStr(TOKEN), "issued at registration")
     assert oct(state.token_file.stat().st_mode & 0o777) == "0o600"
     assert credentials.reread() is False
-    assert secret(Credentials(settings(token=None), state)) == TOKEN
+    assert secret(Credentials(workspace_settings(token=None), state)) == TOKEN
 
 
 def test_an_issued_token_that_cannot_be_saved_is_not_lost_at_the_next_401(state: WorkspaceState) -> None:
     """Ours: it is issued once, so this process is the only place that has it."""
-    credentials = Credentials(settings(token=None), WorkspaceState(state.path / "missing"))
+    credentials = Credentials(workspace_settings(token=None), WorkspaceState(state.path / "missing"))
     with pytest.raises(StateDirUnwritable):
         credentials.save_issued(SecretStr(TOKEN))
     assert credentials.reread() is False
     assert secret(credentials) == TOKEN
-    stateless = Credentials(settings(token=None), None)
+    stateless = Credentials(workspace_settings(token=None), None)
     stateless.save_issued(SecretStr(TOKEN))
     assert stateless.reread() is False
     assert secret(stateless) == TOKEN

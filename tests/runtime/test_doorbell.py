@@ -22,6 +22,7 @@ from molecule_runtime.doorbell import Doorbell, rings, websocket_url
 from molecule_runtime.reference_platform.config import PlatformConfig
 from molecule_runtime.wire.events import EventName
 from tests.reference_platform.support import canvas_message, served
+from tests.support.faulty import FaultyPlatform, said
 
 from .support import PEER, TOKEN, WORKSPACE, golden, idle, running, settings, until
 
@@ -95,7 +96,7 @@ def test_the_socket_lies_beside_the_platform(base: str, url: str) -> None:
 
 def client_at(url: str, workspace_id: str = WORKSPACE, token: str = TOKEN) -> PlatformClient:
     told = settings(workspace_id, token, PLATFORM_URL=url)
-    return PlatformClient(told.platform_url, workspace_id, Credentials(told, None))
+    return PlatformClient(told.workspaces[0].platform_url, workspace_id, Credentials(told.workspaces[0], None))
 
 
 async def test_a_message_rings_within_a_second(tmp_path: Path) -> None:
@@ -245,6 +246,22 @@ async def test_no_socket_there_means_silence(clock: ManualClock) -> None:
             assert not task.done()
     assert rung == []
     assert {entry["log_level"] for entry in logs} == {"debug"}
+
+
+@pytest.mark.parametrize("status", [429, 503])
+async def test_a_platform_that_names_a_time_is_not_knocked_at_before(status: int, clock: ManualClock) -> None:
+    """agent-side 3: 429 and 503 obey Retry-After."""
+    busy = said(status, {"error": "later"}, Retry_After="47")
+    with FaultyPlatform() as platform:
+        platform.play(busy)
+        async with client_at(platform.url) as client, running(Doorbell(client, lambda: None, clock=clock).run):
+            await idle(clock)
+            clock.advance(46.9)
+            assert clock.sleepers == 1
+            assert platform.count("/ws") == 1
+            clock.advance(0.1)
+            await until(lambda: platform.count("/ws") == 2)
+            await idle(clock)
 
 
 async def test_a_bug_on_the_line_is_logged_and_outlived(bell: Bell, clock: ManualClock) -> None:

@@ -27,6 +27,7 @@ from molecule_runtime.errors import (
     Unauthorized,
     Unavailable,
     Unreachable,
+    WhyUnreachable,
     advice,
     outcome,
 )
@@ -131,3 +132,41 @@ def test_a_kind_below_a_leaf_takes_its_row_and_a_bare_branch_has_none() -> None:
     assert outcome(Closer(endpoint="x", base_url=BASE)) is OUTCOMES[Unreachable]
     with pytest.raises(KeyError):
         outcome(CallerError())
+
+
+@pytest.mark.parametrize(
+    ("why", "may_have_arrived", "named"),
+    [
+        (WhyUnreachable.NAME, False, "host name in PLATFORM_URL"),
+        (WhyUnreachable.TLS, False, "SSL_CERT_FILE"),
+        (WhyUnreachable.FOREIGN, False, "scheme and port"),
+        *((why, False, "Check that it runs") for why in ("refused", "timeout", "cut", "other")),
+        *((why, True, "may have arrived") for why in WhyUnreachable),
+    ],
+)
+def test_what_to_do_follows_from_why_there_was_no_answer(
+    why: WhyUnreachable | str, may_have_arrived: bool, named: str
+) -> None:
+    """agent-side 5: one sentence of what to do next; "call again" only where that cannot say a thing twice."""
+    error = an(Unreachable)
+    assert isinstance(error, Unreachable)
+    error.why, error.may_have_arrived = WhyUnreachable(why), may_have_arrived
+    assert named in advice(error).next
+    assert ("again." not in advice(error).next) or may_have_arrived or "call again" in advice(error).next
+
+
+@pytest.mark.parametrize(("asked_s", "next"), [(None, "in a moment"), (0.0, "in a moment"), (6.2, "in 7 s")])
+def test_a_time_that_the_platform_named_is_passed_on(asked_s: float | None, next: str) -> None:
+    """agent-side 3: 429 and 503 obey Retry-After; an agent can, too."""
+    error = an(Unavailable)
+    assert isinstance(error, Unavailable)
+    error.retry_after_s = asked_s
+    assert advice(error).next == f"Try again {next}."
+
+
+def test_every_refused_token_can_be_regenerated() -> None:
+    """agent-side 3: the cure is named, whether a token was shown or not."""
+    error = an(Unauthorized)
+    assert isinstance(error, Unauthorized)
+    for error.has_token in (True, False):
+        assert errors.TOKENS_TAB in advice(error).next

@@ -336,6 +336,36 @@ def test_the_journal_of_a_newer_version_is_refused_and_untouched(path: Path) -> 
     assert [file.name for file in path.parent.iterdir()] == ["inbox.sqlite3"]
 
 
+def test_a_journal_of_the_first_schema_is_carried_on(path: Path) -> None:
+    """An upgrade of the package must not lose what was unread."""
+    with closing(Journal.open(path)) as journal:
+        waiting, taken = fill(journal, 1, 2)
+    with closing(sqlite3.connect(path)) as older:
+        older.execute("ALTER TABLE messages DROP COLUMN pushed_to")
+        older.execute("PRAGMA user_version = 1")
+    for session in ("first", "second"):
+        with closing(Journal.open(path)) as journal:
+            assert [entry.message.activity_id for entry in journal.open_messages(10)] == [waiting, taken]
+            assert journal.take_unpushed(session, 1)[0].message.activity_id == waiting
+
+
+def test_a_session_is_shown_each_new_message_once_and_another_session_again(journal: Journal) -> None:
+    """agent-side 6: who takes the inbox over shows what the last host may never have seen."""
+    first, second, third = fill(journal, 1, 2, 3)
+    lease(journal)
+
+    def shown(session: str, limit: int = 10) -> list[tuple[str, str | None]]:
+        return [(entry.message.activity_id, entry.pushed_to) for entry in journal.take_unpushed(session, limit)]
+
+    assert shown("s1", 1) == [(second, "s1")]
+    assert shown("s1") == [(third, "s1")]
+    assert shown("s1") == []
+    assert shown("s2") == [(second, "s2"), (third, "s2")]
+    journal.release_session("s1")
+    assert shown("s2") == [(first, "s2")]
+    assert [entry.pushed_to for entry in journal.open_messages(10)] == ["s2"] * 3
+
+
 def test_a_directory_that_cannot_be_written_is_said_so(tmp_path: Path) -> None:
     """agent-side 2: local state has its own error."""
     with pytest.raises(JournalUnusable) as refused:

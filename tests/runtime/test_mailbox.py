@@ -15,12 +15,18 @@ from molecule_runtime.clock import ManualClock
 from molecule_runtime.errors import InvalidArgument, MessageUnknown
 from molecule_runtime.inbox.classify import FilePart, Kind
 from molecule_runtime.inbox.journal import Counts, Journal
-from molecule_runtime.inbox.mailbox import FILES_LATER, TEXT_CODE_POINTS, Mailbox
+from molecule_runtime.inbox.mailbox import (
+    FILES_LATER,
+    QUIET_LOOK_EVERY_S,
+    RECLAIM_EVERY_S,
+    TEXT_CODE_POINTS,
+    Mailbox,
+)
 from molecule_runtime.peers import PeerDirectory
-from molecule_runtime.state import WorkspaceState
+from molecule_runtime.state import OwnerLock, WorkspaceState
 from tests.reference_platform.support import Member, Platform
 
-from .support import WORKSPACE, client_of, idle, lone_client, message, running, spawn, until
+from .support import WORKSPACE, client_of, idle, lone_client, message, pass_time, running, spawn, until
 
 LEASE_S = 600.0
 
@@ -168,7 +174,7 @@ async def test_attachments_are_named_with_what_became_of_them(mailbox: Mailbox, 
 async def test_a_peer_is_shown_by_its_cleaned_name(
     platform: Platform, member: Member, journal: Journal, state: WorkspaceState, clock: ManualClock
 ) -> None:
-    """agent-side 4: peer_name and peer_role, once they are known."""
+    """agent-side 4: peer_name and peer_role, asked for when a message is handed out before anybody has asked."""
     peer = await platform.create("ops agent", role="on call", delivery_mode="poll")
     fill(journal, 1, kind=Kind.PEER_AGENT, peer_id=peer.id, delegation_id="d")
     async with client_of(platform, member) as client:
@@ -176,8 +182,9 @@ async def test_a_peer_is_shown_by_its_cleaned_name(
         mailbox = opened(journal, state, clock, directory)
         unknown = view(1, kind="peer_agent", peer_id=peer.id, delegation_id="d", state="new", attempt=0)
         assert await mailbox.peek(1) == [unknown]
-        await directory.list()
-        assert await mailbox.peek(1) == [unknown | {"peer_name": "ops agent", "peer_role": "on call"}]
+        named = {"peer_name": "ops agent", "peer_role": "on call"}
+        assert await mailbox.wait(0, key="a") == unknown | named | {"state": "leased", "attempt": 1}
+        assert await mailbox.peek(1) == [unknown | named | {"state": "leased", "attempt": 1}]
 
 
 @pytest.mark.parametrize("extra", [0, 1])
@@ -294,6 +301,32 @@ sys.stdin.readline()
     assert [file.name for file in state.sessions.iterdir()] == [f"{mailbox.session}.lock"]
 
 
+async def test_a_quiet_session_looks_seldom_until_somebody_waits_or_looks(
+    mailbox: Mailbox, journal: Journal, clock: ManualClock
+) -> None:
+    """Performance, idle; agent-side 4: whoever asks is given a dead session's messages within 2 s all the same."""
+    fill(journal, 1, 2)
+    async with running(mailbox.reclaim_forever):
+        await pass_time(clock, RECLAIM_EVERY_S)  # from here on it is quiet
+        journal.lease(session="dead", key="k", until=9e9, now=1.0)
+        await pass_time(clock, 2)
+        assert journal.counts() == Counts(new=1, leased=1)
+        assert [shown["state"] for shown in await mailbox.peek(10)] == ["new", "new"]
+        assert mailbox.counts() == Counts(new=2)
+
+        journal.lease(session="dead too", key="k", until=9e9, now=1.0)
+        assert await mailbox.wait(0, key="a") == view(1, attempt=3)  # looked for before it was decided what comes next
+        assert await mailbox.wait(0, key="b") == view(2)
+
+        journal.handle(message(1).activity_id, now=1.0)
+        journal.handle(message(2).activity_id, now=1.0)
+        fill(journal, 3)
+        journal.lease(session="the last", key="k", until=9e9, now=1.0)
+        await pass_time(clock, RECLAIM_EVERY_S)
+        await pass_time(clock, QUIET_LOOK_EVERY_S - RECLAIM_EVERY_S)
+        assert journal.counts() == Counts(new=1)
+
+
 async def test_a_new_session_takes_over_at_once_from_the_dead(
     journal: Journal, state: WorkspaceState, clock: ManualClock
 ) -> None:
@@ -325,3 +358,39 @@ async def test_the_whole_text_goes_with_the_message_it_belongs_to(mailbox: Mailb
     assert Path(shown["text_path"]).read_text(encoding="utf-8") == "x" * 9_000
     assert await mailbox.pop(shown["activity_id"])
     assert not Path(shown["text_path"]).exists()
+
+
+async def test_a_text_that_a_kill_left_behind_goes_with_the_next_session(
+    journal: Journal, state: WorkspaceState, clock: ManualClock
+) -> None:
+    """Agent-side 2: killed between a pop and its file, or having lost its journal; the texts of open messages stay."""
+    fill(journal, 1, 2, text="x" * 9_000)
+    async with lone_client() as client:
+        first = opened(journal, state, clock, PeerDirectory(client, clock=clock))
+        texts = [shown["text_path"] for shown in await first.peek(10)]
+        journal.handle(message(1).activity_id, now=1.0)
+        assert [Path(text).exists() for text in texts] == [True, True]
+        opened(journal, state, clock, PeerDirectory(client, clock=clock))
+    assert [Path(text).exists() for text in texts] == [False, True]
+
+
+async def test_a_session_lock_that_somebody_looks_at_is_given_up_for_another(
+    mailbox: Mailbox, journal: Journal, state: WorkspaceState, clock: ManualClock
+) -> None:
+    """Agent-side 4: when the guard is held too long (a stopped process), another may be looking at the new file."""
+    async with lone_client() as client:
+        second = Mailbox(
+            journal,
+            state,
+            workspace_id=WORKSPACE,
+            clock=clock,
+            directory=PeerDirectory(client, clock=clock),
+            lease_s=LEASE_S,
+        )
+    first_name = second.session
+    looking = OwnerLock(state.sessions / f"{first_name}.lock")
+    assert looking.try_acquire()
+    second.open_session()
+    assert second.session != first_name
+    looking.release()
+    assert mailbox.is_alive(second.session)

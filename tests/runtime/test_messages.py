@@ -27,6 +27,7 @@ from .support import PEER, WORKSPACE, client_of, exchange, lone_client, message,
 FIRST = message(1).activity_id
 NOTIFY = f"{BASE_URL}/workspaces/{WORKSPACE}/notify"
 TO_PEER = f"{BASE_URL}/workspaces/{PEER}/a2a"
+REPORT = f"{BASE_URL}/workspaces/{WORKSPACE}/activity"
 
 
 @pytest.fixture
@@ -139,6 +140,7 @@ async def test_nothing_is_closed_when_sending_failed(
 ) -> None:
     """agent-side 5: the message stays open, and may be answered again."""
     route = respx.post(url).mock(return_value=answer)
+    respx.post(REPORT).respond(200, json={"status": "logged"})
     holding(mailbox, **fields)
     async with lone_client() as client:
         with pytest.raises(kind):
@@ -156,7 +158,19 @@ async def test_being_queued_is_a_success_and_so_is_an_answer(recorded: str) -> N
     one = exchange("a2a_answers", recorded)
     respx.post(TO_PEER).respond(one["status"], json=one["response"])
     async with lone_client() as client:
-        await messages.send_to_peer(client, PEER, "hi")
+        answer = await messages.send_to_peer(client, PEER, "hi")
+    assert bool(answer) is (recorded == "push answer, parts")
+
+
+@respx.mock
+async def test_a_report_that_fails_is_no_failure_of_the_answer(mailbox: Mailbox) -> None:
+    """The message is out: told of an error, an agent would send it twice."""
+    respx.post(TO_PEER).respond(200, json={"status": "queued", "delivery_mode": "poll"})
+    report = respx.post(REPORT).respond(503)
+    holding(mailbox, kind=Kind.PEER_AGENT, peer_id=PEER)
+    async with lone_client() as client:
+        assert await messages.reply(client, mailbox, FIRST, "hi") == ("peer", True)
+    assert report.call_count == 1
 
 
 @respx.mock

@@ -546,3 +546,21 @@ async def test_a_page_that_is_too_much_for_the_line_is_asked_for_in_smaller_piec
             await wait_for_the_next(clock, lambda: route.call_count)
         asked = [int(call.request.url.params["limit"]) for call in route.calls]
     assert asked[:4] == [100, 50, 25, 12]
+
+
+@respx.mock
+async def test_a_platform_that_was_down_for_long_is_read_in_whole_pages_again(
+    journal: Journal, clock: ManualClock, heard: Heard
+) -> None:
+    """Ours: a refused connection says nothing about the size of a page; the backlog must not come row by row."""
+    journal.append([], cursor=row(1)["id"], last_row_at=1.0, now=1.0)
+    asked: list[dict[str, str]] = []
+    route = respx.get(FEED).mock(side_effect=httpx.ConnectError("refused"))
+    async with lone_poller(journal, clock, heard) as poller, running(poller.run):
+        for _ in range(8):
+            await pass_time(clock, 30)
+        assert poller.health().consecutive_failures == 9
+        route.mock(side_effect=feed([row(number) for number in range(1, 252)], asked))
+        await pass_time(clock, 30)
+        assert len(texts(journal)) == 250
+    assert [params["limit"] for params in asked] == ["100", "100", "100"]

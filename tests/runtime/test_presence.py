@@ -16,17 +16,30 @@ import pytest
 import respx
 from structlog.testing import capture_logs
 
+from molecule_runtime.cards import card_from_settings
 from molecule_runtime.client import PlatformClient
 from molecule_runtime.clock import ManualClock
 from molecule_runtime.credentials import Credentials
-from molecule_runtime.presence import Presence, PresenceSnapshot, PresenceState, agent_card
+from molecule_runtime.presence import Presence, PresenceSnapshot, PresenceState
 from molecule_runtime.reference_platform.services import tokens
 from molecule_runtime.state import WorkspaceState
 from tests.reference_platform.support import BASE_URL, Member, Platform
 
-from .support import START, TOKEN, WORKSPACE, Wire, exchange, idle, lone_client, pass_time, running, settings
+from .support import (
+    START,
+    TOKEN,
+    WORKSPACE,
+    Wire,
+    exchange,
+    idle,
+    lone_client,
+    pass_time,
+    running,
+    settings,
+    workspace_settings,
+)
 
-CARD = agent_card("laptop", description="keeps the lights on", skills=("deploy",))
+CARD = card_from_settings("laptop", description="keeps the lights on", skills=("deploy",))
 REGISTER = f"{BASE_URL}/registry/register"
 HEARTBEAT = f"{BASE_URL}/registry/heartbeat"
 ROW = f"{BASE_URL}/workspaces/{WORKSPACE}"
@@ -38,7 +51,7 @@ def presence_of(client: PlatformClient, clock: ManualClock, **given: Any) -> Pre
     facts: dict[str, Any] = {
         "clock": clock,
         "credentials": client._credentials,
-        "agent_card": CARD,
+        "agent_card": lambda: CARD,
         "load": lambda: 0,
     }
     return Presence(client, **facts | given)
@@ -50,7 +63,7 @@ async def on(
 ) -> AsyncIterator[Presence]:
     """A presence loop that runs, with the member's token, or the one in its state directory."""
     told = settings(member.id, member.token or None)
-    credentials = Credentials(told, state)
+    credentials = Credentials(told.workspaces[0], state)
     async with PlatformClient(BASE_URL, member.id, credentials, transport=Wire(platform)) as client:
         presence = presence_of(client, clock, credentials=credentials, **given)
         async with running(presence.run):
@@ -144,6 +157,41 @@ async def test_a_laptop_that_slept_beats_at_once(platform: Platform, member: Mem
             assert await platform.heard(heard) == []
 
 
+async def test_a_process_that_was_stopped_for_hours_beats_once_and_goes_on(
+    platform: Platform, member: Member, clock: ManualClock
+) -> None:
+    """agent-side 3: absolute deadlines; those that were missed are not made up for."""
+    with platform.parts.bus.subscribe() as heard:
+        async with on(platform, member, clock) as presence:
+            await pass_time(clock, 1)
+            await platform.heard(heard)
+            await pass_time(clock, 3 * 3600 + 7)
+            assert [name for name, _ in await platform.heard(heard)] == ["WORKSPACE_HEARTBEAT"]
+            await pass_time(clock, 12.9)
+            assert await platform.heard(heard) == []
+            await pass_time(clock, 0.2)
+            assert [name for name, _ in await platform.heard(heard)] == ["WORKSPACE_HEARTBEAT"]
+            assert presence.snapshot().state is PresenceState.ONLINE
+
+
+@pytest.mark.parametrize("jump_s", [-7200, -6, 4])
+async def test_a_clock_that_is_set_right_changes_nothing(
+    platform: Platform, member: Member, clock: ManualClock, jump_s: float
+) -> None:
+    """agent-side 3: only a jump ahead is a sleep; beats are timed by the clock that is never set."""
+    with platform.parts.bus.subscribe() as heard:
+        async with on(platform, member, clock) as presence:
+            await pass_time(clock, 1)
+            await platform.heard(heard)
+            clock.suspend(jump_s)
+            await pass_time(clock, 10)
+            await pass_time(clock, 9.9)
+            assert await platform.heard(heard) == []
+            await pass_time(clock, 0.1)
+            assert [name for name, _ in await platform.heard(heard)] == ["WORKSPACE_HEARTBEAT"]
+            assert presence.snapshot().state is PresenceState.ONLINE
+
+
 async def test_a_removed_workspace_is_said_to_be_removed_and_left_alone(
     platform: Platform, member: Member, clock: ManualClock
 ) -> None:
@@ -161,6 +209,30 @@ async def test_a_removed_workspace_is_said_to_be_removed_and_left_alone(
     assert presence.snapshot().consecutive_failures == 1
 
 
+async def test_a_token_that_was_rotated_in_time_is_used_by_the_very_call_that_was_refused(
+    platform: Platform, member: Member, clock: ManualClock, tmp_path: Path
+) -> None:
+    """agent-side 1: rotation while running changes no state; the inbox goes on with the new token, too."""
+    file = tmp_path / "token"
+    file.write_text(member.token)
+    credentials = Credentials(workspace_settings(member.id, None, MOLECULE_WORKSPACE_TOKEN_FILE=str(file)), None)
+    async with PlatformClient(BASE_URL, member.id, credentials, transport=Wire(platform)) as client:
+        presence = presence_of(client, clock, credentials=credentials)
+        with capture_logs() as logs:
+            async with running(presence.run):
+                await pass_time(clock, 1)
+                for rotation in (1, 2, 3):
+                    await platform.parts.store.write(tokens.revoke_all, [member.id], platform.parts.clock.now())
+                    file.write_text(await new_token(platform, member) + "\n")
+                    if rotation == 2:
+                        assert await client.activity(since_secs=600) == []
+                    await pass_time(clock, 20)
+                    assert presence.snapshot().consecutive_failures == 0
+    assert changes(logs) == [("online", "info"), ("stopped", "info")]
+    assert events(logs).count("client.token_reread") == 3
+    assert file.read_text().strip() not in json.dumps(logs, default=repr)
+
+
 async def test_a_token_revoked_by_hand_is_unauthorized_until_a_new_one_is_there(
     platform: Platform, member: Member, clock: ManualClock, tmp_path: Path
 ) -> None:
@@ -168,7 +240,7 @@ async def test_a_token_revoked_by_hand_is_unauthorized_until_a_new_one_is_there(
     file = tmp_path / "token"
     file.write_text(member.token)
     told = settings(member.id, None, MOLECULE_WORKSPACE_TOKEN_FILE=str(file))
-    credentials = Credentials(told, None)
+    credentials = Credentials(told.workspaces[0], None)
     async with PlatformClient(BASE_URL, member.id, credentials, transport=Wire(platform)) as client:
         presence = presence_of(client, clock, credentials=credentials)
         async with running(presence.run):
@@ -301,29 +373,17 @@ def html(status: int, **headers: str) -> httpx.Response:
 @pytest.mark.parametrize(
     ("fault", "state"),
     [
-        pytest.param(httpx.ConnectError("refused"), PresenceState.UNREACHABLE, id="refused"),
-        pytest.param(httpx.ReadTimeout("slow"), PresenceState.UNREACHABLE, id="timeout"),
-        pytest.param(httpx.Response(500, json={"error": "failed to update"}), PresenceState.UNREACHABLE, id="500"),
-        pytest.param(html(502), PresenceState.UNREACHABLE, id="502 of a proxy"),
-        pytest.param(httpx.Response(401, json={"error": "no"}), PresenceState.UNAUTHORIZED, id="401"),
-        pytest.param(httpx.Response(403, json={"error": "no"}), PresenceState.UNAUTHORIZED, id="403"),
-        pytest.param(httpx.Response(404), PresenceState.WRONG_ADDRESS, id="empty 404"),
-        pytest.param(html(404), PresenceState.WRONG_ADDRESS, id="404 of a web server"),
         pytest.param(html(302, Location="https://login.example"), PresenceState.WRONG_ADDRESS, id="a log-in page"),
         pytest.param(
             httpx.Response(403, json={"error": "origin not allowed"}), PresenceState.WRONG_ADDRESS, id="other address"
         ),
-        pytest.param(
-            httpx.Response(404, json={"error": "workspace not found"}), PresenceState.DEGRADED, id="404 of a platform"
-        ),
-        pytest.param(httpx.Response(400, json={"error": "bad"}), PresenceState.DEGRADED, id="400"),
         pytest.param(html(200), PresenceState.DEGRADED, id="a web page"),
     ],
 )
 async def test_each_failure_leads_to_its_state(
     clock: ManualClock, fault: Exception | httpx.Response, state: PresenceState
 ) -> None:
-    """agent-side 3: the states and what leads there; an empty 404 is a wrong address, not a missing workspace."""
+    """agent-side 3: what a wrong address may answer, too; tests/runtime/test_faults.py has the table."""
     routes = answers()
     with capture_logs() as logs:
         async with alone(clock) as presence:
@@ -406,6 +466,85 @@ async def test_a_removal_that_the_beats_do_not_show_is_found_within_five_minutes
         assert (routes["register"].call_count, routes["heartbeat"].call_count) == calls
 
 
+PURGED = httpx.Response(404, json={"error": "workspace not found"})
+
+
+@respx.mock
+async def test_a_workspace_that_is_purged_after_its_removal_is_not_registered_anew(clock: ManualClock) -> None:
+    """Contract 3.4: 410, then 404 once purged; an upstream platform would make a new row of a register (2.1)."""
+    gone = httpx.Response(410, json=exchange("get_removed_workspace", "removed")["response"])
+    routes = answers(heartbeat=httpx.Response(401, json={"error": "no"}), row=gone)
+    async with alone(clock) as presence:
+        await pass_time(clock, 1)
+        assert presence.snapshot().state is PresenceState.REMOVED
+        routes["row"].mock(return_value=PURGED)
+        for _ in range(3):
+            await pass_time(clock, 300)
+            assert presence.snapshot().state is PresenceState.REMOVED
+        assert routes["register"].call_count == 1
+
+
+@respx.mock
+async def test_a_workspace_that_is_purged_unseen_is_removed_at_the_next_look(clock: ManualClock) -> None:
+    """Contract 3.4: an upstream platform answers 200 to beats for a row that is not there."""
+    routes = answers(row=PURGED)
+    async with alone(clock) as presence:
+        await pass_time(clock, 1)
+        for _ in range(15):
+            await pass_time(clock, 20)
+        assert presence.snapshot().state is PresenceState.REMOVED
+        assert routes["row"].call_count == 1
+
+
+@respx.mock
+async def test_an_id_that_no_platform_ever_knew_is_unauthorized(clock: ManualClock) -> None:
+    """Contract 0.4: register of an unknown id is a 401; nothing was removed, the id or the token is wrong."""
+    refused = httpx.Response(401, json={"error": "no"})
+    answers(register=refused, heartbeat=refused, row=PURGED)
+    async with alone(clock) as presence:
+        await pass_time(clock, 1)
+        assert presence.snapshot().state is PresenceState.UNAUTHORIZED
+
+
+@respx.mock
+async def test_a_workspace_that_is_there_again_is_online_at_the_next_look(clock: ManualClock) -> None:
+    """agent-side 3: asked every five minutes; a removed row never comes back by itself, a restored one may (2.1)."""
+    gone = httpx.Response(410, json=exchange("get_removed_workspace", "removed")["response"])
+    routes = answers(heartbeat=httpx.Response(401, json={"error": "no"}), row=gone)
+    async with alone(clock) as presence:
+        await pass_time(clock, 1)
+        routes["row"].mock(return_value=httpx.Response(200, json=exchange("get_workspace", "registered")["response"]))
+        routes["heartbeat"].mock(return_value=httpx.Response(200, json=OK))
+        await pass_time(clock, 299)
+        assert presence.snapshot().state is PresenceState.REMOVED
+        await pass_time(clock, 1)
+        assert presence.snapshot().state is PresenceState.ONLINE
+
+
+@respx.mock
+async def test_the_third_refusal_in_a_row_is_logged_with_its_cure(clock: ManualClock) -> None:
+    """agent-side 3, contract 8.10: from the third refused beat the text names the cure; said once."""
+    refused = httpx.Response(401, json={"error": "no"})
+    routes = answers(register=refused)
+    with capture_logs() as logs:
+        async with alone(clock) as presence:
+            await pass_time(clock, 1)
+            await pass_time(clock, 5)
+            routes["register"].mock(return_value=httpx.Response(500, json={"error": "no"}))
+            await pass_time(clock, 60)
+            routes["register"].mock(return_value=refused)
+            for _ in range(2):
+                await pass_time(clock, 60)
+            assert "presence.keeps_being_refused" not in events(logs)
+            for _ in range(5):
+                await pass_time(clock, 60)
+            assert "Tokens tab" in str(presence.snapshot().last_error)
+    said = [entry for entry in logs if entry["event"] == "presence.keeps_being_refused"]
+    assert [(entry["log_level"], entry["attempt"], "Tokens tab" in entry["detail"]) for entry in said] == [
+        ("warning", 3, True)
+    ]
+
+
 @respx.mock
 async def test_a_removal_check_that_fails_says_nothing_about_the_beat(clock: ManualClock) -> None:
     """Ours: the beat was heard, so the state is online."""
@@ -425,7 +564,7 @@ async def test_a_token_issued_to_a_removed_workspace_is_not_kept(clock: ManualCl
         register=httpx.Response(200, json=REGISTERED | {"auth_token": TOKEN}),
         row=httpx.Response(410, json=exchange("get_removed_workspace", "removed")["response"]),
     )
-    credentials = Credentials(settings(token=None), state)
+    credentials = Credentials(workspace_settings(token=None), state)
     async with alone(clock, credentials=credentials) as presence:
         await pass_time(clock, 1)
         assert presence.snapshot().state is PresenceState.REMOVED
@@ -437,7 +576,7 @@ async def test_a_token_issued_to_a_removed_workspace_is_not_kept(clock: ManualCl
 async def test_an_issued_token_is_kept_when_the_next_call_fails(clock: ManualClock, state: WorkspaceState) -> None:
     """Contract 2.1: it is issued once; lost, it would lock the workspace."""
     answers(register=httpx.Response(200, json=REGISTERED | {"auth_token": TOKEN}), row=httpx.ConnectError("gone again"))
-    credentials = Credentials(settings(token=None), state)
+    credentials = Credentials(workspace_settings(token=None), state)
     async with alone(clock, credentials=credentials) as presence:
         await pass_time(clock, 1)
         assert presence.snapshot().state is PresenceState.ONLINE
@@ -522,4 +661,4 @@ async def test_no_token_is_ever_logged(clock: ManualClock) -> None:
 )
 def test_the_agent_card_has_the_contracts_form(given: dict[str, Any], card: dict[str, Any]) -> None:
     """Contract 2.2: description is left out when empty."""
-    assert agent_card("a", **given) == card
+    assert card_from_settings("a", **given) == card

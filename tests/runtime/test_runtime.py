@@ -205,7 +205,7 @@ async def test_the_status_has_the_promised_shape(bridge: RuntimeThread, tmp_path
     """agent-side 5, runtime_status."""
 
     async def snapshot(runtime: Runtime) -> dict[str, Any]:
-        await until(lambda: runtime.workspace._beat.held)
+        await until(lambda: runtime.workspaces[0]._beat.held)
         return await runtime.snapshot()
 
     with anyio.fail_after(5):
@@ -243,7 +243,7 @@ async def test_a_job_is_done_when_both_settings_and_command_allow_it(
     """agent-side 1: for hosts that do it themselves."""
     told = settings(**env)
     runtime = Runtime(told, state_dir=StateDir.open(tmp_path, home=tmp_path), roles=roles)
-    assert runtime.workspace._roles == effective
+    assert runtime.workspaces[0]._roles == effective
 
 
 @respx.mock

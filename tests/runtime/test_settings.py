@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from molecule_runtime.errors import Problem, SettingsError
-from molecule_runtime.settings import Settings, ToolSet, token_flaw
+from molecule_runtime.settings import Push, Settings, ToolSet, token_flaw
 
 from .support import TOKEN, WORKSPACE
 
@@ -31,12 +32,14 @@ def test_two_variables_are_enough() -> None:
         "workspace_id": WORKSPACE,
         "token": None,
         "token_file": None,
+        "workspaces_json": None,
         "configs_dir": None,
         "agent_name": "",
         "agent_description": "",
         "agent_skills": (),
         "poll_timeout_secs": 2,
         "tools": ToolSet.CORE,
+        "push": Push.AUTO,
         "disable_heartbeat": False,
         "disable_inbox": False,
         "heartbeat_secs": 20.0,
@@ -45,7 +48,7 @@ def test_two_variables_are_enough() -> None:
         "log_level": "WARNING",
         "verbose": False,
     }
-    assert (told.default_agent_name, told.effective_log_level) == ("molecule-mcp-11111111", "WARNING")
+    assert (told.workspaces[0].default_agent_name, told.effective_log_level) == ("molecule-mcp-11111111", "WARNING")
 
 
 def test_a_missing_variable_is_said_with_what_to_set() -> None:
@@ -74,10 +77,8 @@ def test_every_problem_is_reported_at_once() -> None:
         MOLECULE_WORKSPACE_TOKEN="two words",
         MOLECULE_MCP_HEARTBEAT_SECS="often",
         MOLECULE_MCP_TOOLS="all",
-        MOLECULE_WORKSPACES="[]",
     )
     assert [problem.id.removeprefix("settings.") for problem in found] == [
-        "MOLECULE_WORKSPACES",
         "PLATFORM_URL",
         "WORKSPACE_ID",
         "MOLECULE_WORKSPACE_TOKEN",
@@ -253,3 +254,112 @@ def test_a_token_in_the_place_of_a_path_is_refused_and_not_repeated() -> None:
 def test_a_state_directory_below_the_working_directory_is_refused() -> None:
     """Clients 4: the working directory is the host's, another one each time."""
     assert [problem.id for problem in problems(CONFIGS_DIR="state")] == ["settings.CONFIGS_DIR"]
+
+
+def test_a_poll_timeout_that_was_replaced_is_said() -> None:
+    """agent-side 1: bad -> 2 with a warning."""
+    name = "MOLECULE_MCP_POLL_TIMEOUT_SECS"
+    told = Settings.from_env({**MINIMUM, name: "soon"})
+    assert told.problems == (Problem(f"settings.{name}", f"{name} is not a number of seconds; 2 is used", CORRECT_IT),)
+    assert Settings.from_env({**MINIMUM, name: "51"}).problems == ()
+
+
+OTHER = "22222222-2222-4222-8222-222222222222"
+THIRD = "33333333-3333-4333-8333-333333333333"
+
+
+def listed(*entries: object, **env: str) -> Settings:
+    return Settings.from_env({"PLATFORM_URL": URL, "MOLECULE_WORKSPACES": json.dumps(entries), **env})
+
+
+def list_problems(text: str, **env: str) -> list[Problem]:
+    with pytest.raises(SettingsError) as raised:
+        Settings.from_env({"PLATFORM_URL": URL, "MOLECULE_WORKSPACES": text, **env})
+    return list(raised.value.problems)
+
+
+def test_several_workspaces_are_told_as_a_list_that_replaces_the_single_one() -> None:
+    """agent-side 1: MOLECULE_WORKSPACES replaces the three variables, however wrong they are."""
+    told = listed(
+        {"id": WORKSPACE.upper(), "token": TOKEN},
+        {"id": OTHER, "token_file": "/t", "platform_url": "http://other.example:8080/"},
+        {"id": THIRD, "token": None},
+        WORKSPACE_ID="not one",
+        MOLECULE_WORKSPACE_TOKEN="two words",
+        MOLECULE_WORKSPACE_TOKEN_FILE="x" * 40,
+    )
+    assert [(one.id, one.platform_url, one.token_file) for one in told.workspaces] == [
+        (WORKSPACE, URL, None),
+        (OTHER, "http://other.example:8080", Path("/t")),
+        (THIRD, URL, None),
+    ]
+    first, _, third = told.workspaces
+    assert first.token is not None
+    assert first.token.get_secret_value() == TOKEN
+    assert (first.token_variable, third.token, told.problems) == ("MOLECULE_WORKSPACES", None, ())
+    assert TOKEN not in repr(told)
+
+
+def test_a_platform_of_its_own_for_every_entry_needs_no_common_one() -> None:
+    """agent-side 1: PLATFORM_URL is required unless nothing is left that would need it."""
+    entry = {"id": WORKSPACE, "platform_url": "http://own.example"}
+    (told,) = Settings.from_env({"MOLECULE_WORKSPACES": json.dumps([entry])}).workspaces
+    assert told.platform_url == "http://own.example"
+    assert [problem.summary for problem in list_problems(json.dumps([{"id": OTHER}]), PLATFORM_URL=" ")] == [
+        "MOLECULE_WORKSPACES entry 1 names no platform"
+    ]
+
+
+KEYS = "id, platform_url, token, token_file"
+
+
+@pytest.mark.parametrize(
+    ("entry", "complaint"),
+    [
+        ("laptop", "entry 2 is not an object"),
+        ({"token": TOKEN}, "entry 2: id is not set"),
+        ({"id": "laptop"}, "entry 2: id must be a UUID such as 8c0f7b9e-2f0a-4b6e-9f0f-3f2f6c1d7a55"),
+        ({"id": 7}, "entry 2: id must be a UUID such as 8c0f7b9e-2f0a-4b6e-9f0f-3f2f6c1d7a55"),
+        ({"id": OTHER, "token": "two hunter22"}, "entry 2: token must be one token without white space inside"),
+        ({"id": OTHER, "token_file": TOKEN}, "entry 2: token_file must be the path of a file, not the token itself"),
+        ({"id": OTHER, "platform_url": "hunter22"}, f"entry 2: platform_url {A_URL}"),
+        ({"id": OTHER, TOKEN: "hunter22"}, f"entry 2: a key is not a key of an entry; these are: {KEYS}"),
+    ],
+)
+def test_a_bad_entry_is_reported_by_its_place_and_disables_itself(entry: object, complaint: str) -> None:
+    """agent-side 1; what was written there is never repeated: it may be a token in the wrong place."""
+    told = listed({"id": WORKSPACE}, entry, {"id": THIRD})
+    assert [one.id for one in told.workspaces] == [WORKSPACE, THIRD]
+    assert [problem.summary for problem in told.problems] == [f"MOLECULE_WORKSPACES {complaint}"]
+    assert not any(secret in repr(told.problems) for secret in ("hunter22", TOKEN))
+    alone = list_problems(json.dumps([entry]))
+    assert [problem.summary for problem in alone] == [f"MOLECULE_WORKSPACES {complaint}".replace("entry 2", "entry 1")]
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("[{", "is not JSON: expecting property name enclosed in double quotes at line 1, column 3"),
+        (TOKEN, "is not JSON: expecting value at line 1, column 1"),
+        ("[" * 100_000, "is not JSON that can be read: it is nested too deeply"),
+        ('{"id": "x"}', "is JSON, but not a list"),
+        ("[]", "is an empty list"),
+        (json.dumps([{"id": WORKSPACE}, {"id": OTHER}, {"id": OTHER}]), "names the same workspace in entries 2 and 3"),
+        (json.dumps([{"id": OTHER, "token": ""}, {"id": OTHER}]), "names the same workspace in entries 1 and 2"),
+    ],
+)
+def test_a_list_that_cannot_be_meant_is_refused_whole(text: str, complaint: str) -> None:
+    """agent-side 1: duplicate ids, not JSON, empty array: an error with the position."""
+    (problem,) = list_problems(text)
+    assert problem.summary == f"MOLECULE_WORKSPACES {complaint}"
+    assert problem.fix.startswith("It must be a list such as [")
+
+
+def test_a_bad_list_is_reported_together_with_everything_else() -> None:
+    """agent-side 2: all settings problems at once."""
+    found = list_problems("[]", MOLECULE_MCP_TOOLS="all", PLATFORM_URL="nowhere")
+    assert [problem.id.removeprefix("settings.") for problem in found] == [
+        "PLATFORM_URL",
+        "MOLECULE_MCP_TOOLS",
+        "MOLECULE_WORKSPACES",
+    ]

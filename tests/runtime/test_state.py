@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 
@@ -99,6 +100,32 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(state: WorkspaceState) 
     with pytest.raises(StateDirUnwritable):
         state.write_private(state.path / "missing" / "file", "x")
     assert sorted(state.path.rglob("*")) == before
+
+
+@pytest.mark.skipif(not hasattr(os, "O_TMPFILE"), reason="files without a name are Linux's")
+def test_no_name_is_left_by_a_kill_while_a_directory_is_probed(tmp_path: Path) -> None:
+    """Agent-side 2: a life ends at any moment; Linux gives the file that is written no name at all."""
+    child = spawn(
+        "import os, signal, sys; from pathlib import Path; from molecule_runtime import state\n"
+        "os.unlink = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "state.StateDir.open(Path(sys.argv[1]), home=Path(sys.argv[1])); print('done')",
+        tmp_path,
+    )
+    assert child.communicate(timeout=30)[0] == "done\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_kill_left_half_written_is_cleared_away_and_what_is_being_written_stays(tmp_path: Path) -> None:
+    """Agent-side 2: no temporary file stays for good; another process may be writing one right now."""
+    state = state_in(tmp_path)
+    for directory in (tmp_path, state.path, state.texts):
+        for name in (".new-old", ".new-young", ".probe-old"):
+            (directory / name).touch()
+        os.utime(directory / ".new-old", (0, 0))
+        os.utime(directory / ".probe-old", (0, 0))
+    state_in(tmp_path)
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob(".*")}
+    assert left == {".new-young", f"{WORKSPACE}/.new-young", f"{WORKSPACE}/texts/.new-young"}
 
 
 def test_a_lock_is_exclusive_and_says_who_has_it(state: WorkspaceState) -> None:

@@ -6,8 +6,6 @@ import asyncio
 import os
 import shutil
 import signal
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ from molecule_runtime.state import WorkspaceState
 from molecule_runtime.workspace import Roles, Workspace
 from tests.reference_platform.support import Member, Platform
 
-from .support import Wire, message, running, settings, spawn, state_in, until
+from .support import Wire, message, running, settings, spawn, state_in, ticking, until
 
 DOORBELL_REFUSED = "http://127.0.0.1:1"
 """The platform in process has no socket; a port where nobody listens makes the doorbell fail at once."""
@@ -38,29 +36,16 @@ def workspace_of(
     problem: StateDirUnwritable | None = None,
     told: Settings | None = None,
 ) -> Workspace:
+    known = told or settings(member.id, member.token, PLATFORM_URL=DOORBELL_REFUSED)
     return Workspace(
-        told or settings(member.id, member.token, PLATFORM_URL=DOORBELL_REFUSED),
+        known.workspaces[0],
+        known,
         state=state,
         clock=clock,
         roles=roles or Roles(),
         state_problem=problem,
         transport=Wire(platform),
     )
-
-
-@asynccontextmanager
-async def ticking(clock: ManualClock, step_s: float = 0.25) -> AsyncIterator[None]:
-    """Let the clock run: a step whenever somebody waits on it."""
-
-    async def tick() -> None:
-        while True:
-            if clock.sleepers:
-                clock.advance(step_s)
-            for _ in range(20):
-                await anyio.lowlevel.checkpoint()
-
-    async with running(tick):
-        yield
 
 
 async def owned(workspace: Workspace) -> tuple[bool, bool]:
@@ -89,7 +74,7 @@ async def test_a_message_is_delivered_by_the_process_that_owns_the_inbox(
         status = await workspace.snapshot()
         assert status["inbox"] == {"new": 0, "leased": 1, "parked": 0, "files_pending": 0}
         assert status["owner"] == {"beat": True, "inbox": True, "pid": os.getpid()}
-        assert (workspace.problems(), workspace.presence_sentence(), workspace.waiting()) == ([], None, 0)
+        assert (workspace.problems(), workspace.absent_state(), workspace.waiting()) == ([], None, 0)
     assert (await platform.rows(member))[0]["method"] == "message/send"
 
 
@@ -111,7 +96,7 @@ async def test_a_second_one_waits_for_both_locks_and_serves_meanwhile(
                 shown = await mailbox.wait(10_000, key="a")
             assert shown is not None
             assert shown["text"] == "hello"
-            assert second.presence_sentence() is None
+            assert second.absent_state() is None
 
 
 async def test_the_one_that_waits_goes_on_when_the_owner_ends(
@@ -301,7 +286,7 @@ async def test_a_feed_that_cannot_be_read_is_told_from_a_quiet_one(
         await until(lambda: workspace.presence.snapshot().state.value == "unauthorized")
         both = ["inbox.feed", "presence.unauthorized"]
         await until(lambda: sorted(one.id for one in workspace.problems()) == both)
-        assert workspace.presence_sentence() == "Presence: unauthorized."
+        assert workspace.absent_state() == "unauthorized"
 
 
 async def test_a_token_file_that_vanishes_stops_nothing(

@@ -237,33 +237,3 @@ def test_two_replies_at_once_send_one_answer(
         assert host.call("inbox_peek") == {"messages": [], "total": 0}
     said = [text for role, text in platform_process.chat(settings["WORKSPACE_ID"]) if role == "agent"]
     assert len(said) == 1
-
-
-def test_two_processes_of_one_workspace_share_its_inbox(
-    platform_process: PlatformProcess, settings: Settings, tmp_path: Path
-) -> None:
-    """Agent-side 4, Owners: both serve tools, each message goes to one, and the second takes over after a kill."""
-    with session(settings, tmp_path) as first, session(settings, tmp_path) as second:
-        eventually(
-            lambda: first.call("runtime_status")["workspaces"][0]["owner"]["inbox"],
-            within_s=5,
-            until=lambda is_own: is_own,
-        )
-        assert second.call("runtime_status")["workspaces"][0]["owner"]["inbox"] is False
-        calls = [(host, host.begin("wait_for_message", timeout_secs=2)) for host in (first, second)]
-        platform_process.say(settings["WORKSPACE_ID"], "for one of you")
-        results = [host.finish(call) for host, call in calls]
-        given = [result["message"]["text"] for result in results if "message" in result]
-        assert given == ["for one of you"]
-        holder, other = (first, second) if "message" in results[0] else (second, first)
-        activity_id = other.call("inbox_peek")["messages"][0]["activity_id"]
-        assert other.call("inbox_pop", activity_id=activity_id)["removed"] is True
-        assert holder.call("inbox_pop", activity_id=activity_id)["removed"] is False
-        platform_process.say(settings["WORKSPACE_ID"], "in hand of the first")
-        assert next_message(first)["attempt"] == 1
-        first.kill()
-        started = time.monotonic()
-        assert next_message(second)["attempt"] == 2
-        platform_process.say(settings["WORKSPACE_ID"], "after the take-over")
-        assert next_message(second)["text"] == "after the take-over"
-        assert time.monotonic() - started < 10

@@ -12,7 +12,9 @@ import subprocess
 import sys
 import termios
 import time
+from io import BufferedReader
 from pathlib import Path
+from typing import BinaryIO
 
 import filelock
 import pytest
@@ -153,16 +155,37 @@ def test_a_tool_that_blocks_the_loop_is_cut_off(tmp_path: Path, number: signal.S
         assert host.exit_code(within_s=2.5) == code
 
 
-def test_a_host_that_stopped_reading_can_still_close(tmp_path: Path) -> None:
-    """Mcp-sdk, table: with a full pipe EOF ends the server within a second."""
+@pytest.mark.parametrize(("end", "code"), [("EOF", 0), ("SIGTERM", 143), ("SIGINT", 130)])
+def test_a_host_that_stops_reading_in_the_middle_of_a_result_can_still_end_the_server(
+    tmp_path: Path, end: str, code: int
+) -> None:
+    """Agent-side 2: 1 s when the host no longer reads, with a full pipe and a queue of answers behind it."""
     with Host(no_platform(), state=tmp_path, command=RUDE_SERVER, reads=False) as host:
-        params = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
-        host.request("initialize", params)
-        for _ in range(8):
-            host.begin("large", bytes=4_000_000)
-        eventually(lambda: is_full(host), within_s=20)
-        host.close_stdin()
-        assert host.exit_code(within_s=2) == 0
+        fill_the_pipe(host)
+        if end == "EOF":
+            host.close_stdin()
+        else:
+            host.signal(signal.Signals[end])
+        assert host.exit_code(within_s=2) == code
+
+
+def initialize_by_hand(host: Host) -> BinaryIO:
+    """The handshake of a host without a reader; its end of the server's stdout."""
+    assert isinstance(host.process.stdout, BufferedReader)
+    params = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
+    host.request("initialize", params)
+    assert json.loads(host.process.stdout.readline())["result"]
+    host.send({"jsonrpc": "2.0", "method": "notifications/initialized"})
+    return host.process.stdout
+
+
+def fill_the_pipe(host: Host) -> None:
+    """Ask for more than the pipe and the server's queue hold, and read only the beginning of it."""
+    stdout = initialize_by_hand(host)
+    for _ in range(8):
+        host.begin("large", bytes=4_000_000)
+    assert len(os.read(stdout.fileno(), 100_000)) > 1_000
+    eventually(lambda: is_full(host), within_s=20)
 
 
 def test_a_host_that_only_writes_nonsense_and_never_reads_can_still_close(tmp_path: Path) -> None:
@@ -202,16 +225,66 @@ def test_a_host_that_closes_only_its_end_of_stdout_is_gone(tmp_path: Path) -> No
         assert host.exit_code(within_s=2) == 0
 
 
-WRAPPER = "import subprocess, sys; subprocess.run([sys.executable, '-m', 'molecule_mcp'])"
+def test_a_host_that_closes_stdout_while_a_tool_waits_is_gone(tmp_path: Path) -> None:
+    """Agent-side 2: nobody can be answered any more, so nothing is waited for."""
+    with Host(no_platform(), state=tmp_path, reads=False) as host:
+        stdout = initialize_by_hand(host)
+        host.begin("wait_for_message", timeout_secs=30)
+        ping = host.request("ping")
+        assert json.loads(stdout.readline())["id"] == ping
+        host.close_stdout()
+        assert host.exit_code(within_s=2) == 0
+
+
+WRAPPER = "import subprocess, sys; subprocess.run([sys.executable, *sys.argv[1:]])"
+
+
+def wrapped(command: tuple[str, ...]) -> tuple[str, ...]:
+    """The command as a child of a process in between, whose end leaves the pipes open in this one."""
+    return (sys.executable, "-c", WRAPPER, *command[1:])
 
 
 def test_the_death_of_the_spawning_process_is_noticed_while_others_hold_the_pipe(tmp_path: Path) -> None:
     """Agent-side 2: within 2 s of the parent's death, though this test keeps both pipes open."""
-    with Host(no_platform(), state=tmp_path, command=(sys.executable, "-c", WRAPPER)) as host:
+    with Host(no_platform(), state=tmp_path, command=wrapped((sys.executable, "-m", "molecule_mcp"))) as host:
         host.initialize()
         (child,) = children_of(host.process.pid)
         host.kill()
         eventually(lambda: not is_alive(child), within_s=2)
+
+
+def test_the_death_of_the_spawning_process_is_noticed_with_a_full_pipe(tmp_path: Path) -> None:
+    """Agent-side 2: neither a reader nor a writer would wake."""
+    with Host(no_platform(), state=tmp_path, command=wrapped(RUDE_SERVER), reads=False) as host:
+        fill_the_pipe(host)
+        (child,) = children_of(host.process.pid)
+        host.kill()
+        eventually(lambda: not is_alive(child), within_s=2)
+
+
+NO_PIDFD = "import os; vars(os).pop('pidfd_open', None); from molecule_mcp.__main__ import main; main()"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param(("-m", "molecule_mcp"), id="told by the system"),
+        pytest.param(("-c", NO_PIDFD), id="looked for"),
+    ],
+)
+def test_the_death_of_the_spawning_process_is_noticed_while_the_sdk_is_imported(
+    tmp_path: Path, arguments: tuple[str, str]
+) -> None:
+    """Agent-side 2: a request that waits is not served to the end for a host that is not there any more."""
+    with Host(no_platform(), state=tmp_path, command=wrapped((sys.executable, *arguments))) as host:
+        host.request("ping")
+        (child,) = eventually(lambda: children_of(host.process.pid), within_s=10)
+        eventually(lambda: len(list(Path(f"/proc/{child}/task").iterdir())), within_s=10, until=lambda n: n >= 4)
+        host.kill()
+        eventually(lambda: not is_alive(child), within_s=2)
+        assert host.received_lines() == []
+    log = tmp_path / "log" / "molecule-mcp.log"
+    assert not log.exists() or "serve.ended" not in log.read_text()  # it did not begin to serve
 
 
 def children_of(pid: int) -> list[int]:

@@ -5,17 +5,12 @@ from __future__ import annotations
 import sys
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 
 import pytest
-from websockets.sync.client import ClientConnection, connect
-from websockets.typing import Origin
 
-from molecule_runtime.wire.events import Event
 from tests.stdio.conftest import RUDE_SERVER
+from tests.support.beats import beats_of
 from tests.support.host import Host
 from tests.support.platform import PlatformProcess, eventually
 
@@ -25,42 +20,6 @@ BARE_MODULE = (sys.executable, "-m", "molecule_runtime.a2a_mcp_server")
 @pytest.fixture
 def settings(platform_process: PlatformProcess) -> dict[str, str]:
     return platform_process.create_workspace(f"presence {uuid.uuid4().hex[:8]}")
-
-
-class Beats:
-    """The instants, by the platform's own clock, at which it heard a workspace's beats."""
-
-    def __init__(self, socket: ClientConnection, workspace_id: str) -> None:
-        self._socket = socket
-        self._workspace_id = workspace_id
-
-    def collect(self, for_s: float) -> list[datetime]:
-        """All beats heard within `for_s`."""
-        heard = []
-        deadline = time.monotonic() + for_s
-        while (left := deadline - time.monotonic()) > 0:
-            try:
-                frame = self._socket.recv(timeout=left)
-            except TimeoutError:
-                break
-            event = Event.model_validate_json(frame)
-            if event.event == "WORKSPACE_HEARTBEAT" and event.workspace_id == self._workspace_id:
-                heard.append(event.timestamp)
-        return heard
-
-
-@contextmanager
-def beats_of(platform: PlatformProcess, settings: dict[str, str]) -> Iterator[Beats]:
-    """Listen at the workspace's WebSocket."""
-    workspace_id = settings["WORKSPACE_ID"]
-    bearer = f"Bearer {settings['MOLECULE_WORKSPACE_TOKEN']}"
-    with connect(
-        platform.url.replace("http", "ws", 1) + "/ws",
-        additional_headers={"X-Workspace-ID": workspace_id, "Authorization": bearer},
-        origin=Origin(platform.url),
-        proxy=None,
-    ) as socket:
-        yield Beats(socket, workspace_id)
 
 
 def seconds_until_online(platform: PlatformProcess, settings: dict[str, str], state: Path) -> float:

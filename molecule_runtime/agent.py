@@ -1,0 +1,177 @@
+"""An agent without MCP: a program of yours that is a member of the team (examples/embed_in_your_agent).
+
+    async with Agent(Settings.from_env(os.environ)) as agent:
+        async for message in agent.messages():
+            await agent.reply(message, await think(message["text"]))
+
+Presence and inbox run on a thread of their own: the agent stays online while your code blocks its event loop. What they
+log goes through structlog, which prints everything until it is told otherwise; `logs.configure` is our way to tell it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from molecule_runtime import messages
+from molecule_runtime.peers import PeerView
+from molecule_runtime.runtime import Runtime, RuntimeThread
+from molecule_runtime.settings import Settings
+from molecule_runtime.state import StateDir
+
+TURN_S = 60.0
+"""How long `messages` waits at a time; only how often it looks again, no limit."""
+STOP_S = 2.0
+"""How long leaving waits for the thread: a worker of SQLite may be in the middle of a transaction."""
+
+Message = Mapping[str, Any]
+"""A message as `wait_for_message` gives it (agent-side 4): `activity_id`, `kind`, `text`, `peer_id`, ..."""
+
+
+class Agent:
+    """The settings' workspace, or several: online between entering and leaving `async with`. For asyncio programs.
+
+    Where several are served, an answer goes back where its message came from; what is not an answer names its
+    `workspace_id`, or goes to where the last message came from (`Runtime.route`).
+
+    A message that was taken and neither answered nor marked done comes back: to this agent after
+    MOLECULE_MCP_LEASE_SECS, to another program of the same workspace as soon as this one has left or died.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._thread: RuntimeThread | None = None
+
+    async def __aenter__(self) -> Self:
+        """Start; registering with the platform is not waited for, and is tried until it succeeds.
+
+        Raises:
+            StateDirUnwritable: there is no place for the inbox.
+        """
+        state_dir = StateDir.open(self._settings.configs_dir, home=Path.home())
+        self._thread = RuntimeThread(lambda: Runtime(self._settings, state_dir=state_dir))
+        self._thread.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop beating and give back what was taken; nothing is said to the platform."""
+        await asyncio.to_thread(self._running.stop, STOP_S)
+
+    async def messages(self) -> AsyncIterator[Message]:
+        """Take one message after the other, for ever; through every trouble of the platform, which `status` shows.
+
+        Raises:
+            LocalStateError: the inbox cannot be opened.
+        """
+        while True:
+            message = await self._take(TURN_S)
+            if message is not None:
+                yield message
+
+    async def wait(self, timeout_s: float) -> Message | None:
+        """Take the next message, waiting up to `timeout_s` for one; None when none came. Cancelling loses nothing.
+
+        Raises:
+            LocalStateError: the inbox cannot be opened.
+            MoleculeError: none came, and none can: the platform cannot be read.
+        """
+        message = await self._take(timeout_s)
+        if message is None:
+            await self._running.call(_raise_if_deaf)
+        return message
+
+    async def reply(self, message: Message, text: str) -> None:
+        """Answer a message where it came from, the user or a peer, and mark it done.
+
+        Raises:
+            MessageUnknown: it is done already; nothing was sent.
+            PlatformError, PeerRefused: nothing was sent, or it is not known; the message stays open.
+        """
+        activity_id = str(message["activity_id"])
+
+        async def send(runtime: Runtime) -> None:
+            workspace = await runtime.holder(activity_id)
+            await messages.reply(workspace.client, await workspace.mailbox(), activity_id, text)
+
+        await self._running.call(send, to_the_end=True)
+
+    async def done(self, message: Message) -> None:
+        """Mark a message done without answering it."""
+        activity_id = str(message["activity_id"])
+
+        async def pop(runtime: Runtime) -> None:
+            await (await (await runtime.holder(activity_id)).mailbox()).pop(activity_id)
+
+        await self._running.call(pop, to_the_end=True)
+
+    async def send_to_user(self, text: str, *, workspace_id: str | None = None) -> None:
+        """Show `text` in the user's chat, unasked.
+
+        Raises:
+            PlatformError
+        """
+
+        async def send(runtime: Runtime) -> None:
+            await messages.send_to_user(runtime.route(workspace_id).client, text)
+
+        await self._running.call(send, to_the_end=True)
+
+    async def send_to_peer(self, peer_id: str, text: str, *, workspace_id: str | None = None) -> str | None:
+        """Put `text` into a peer's inbox; its answer, if it gives one, is a later message with its `peer_id`.
+
+        Returns the answer of a peer that gave it at once, as one that does not poll may; None otherwise.
+
+        Raises:
+            PlatformError, PeerRefused
+        """
+
+        async def send(runtime: Runtime) -> str | None:
+            client = runtime.route(workspace_id).client
+            answer = await messages.send_to_peer(client, peer_id, text)
+            await messages.report_sent(client, peer_id, text, answer=answer)
+            return answer
+
+        return await self._running.call(send, to_the_end=True)
+
+    async def peers(self, query: str = "", *, workspace_id: str | None = None) -> list[PeerView]:
+        """The other members of the team whose name or role holds `query`.
+
+        Raises:
+            PlatformError
+        """
+
+        async def look(runtime: Runtime) -> list[PeerView]:
+            return await runtime.route(workspace_id).directory.list(query)
+
+        return await self._running.call(look)
+
+    async def status(self) -> dict[str, Any]:
+        """Presence, inbox counts and problems with their fixes, as the tool `runtime_status` shows them."""
+        return await self._running.call(lambda runtime: runtime.snapshot())
+
+    @property
+    def _running(self) -> RuntimeThread:
+        if self._thread is None:
+            raise RuntimeError("use `async with Agent(...)`")
+        return self._thread
+
+    async def _take(self, timeout_s: float) -> Message | None:
+        key = uuid.uuid4().hex
+        try:
+            return await self._running.call(lambda runtime: runtime.wait_for_message(None, timeout_s, key=key))
+        except asyncio.CancelledError:
+            self._running.cast(lambda runtime: runtime.give_back(key))
+            raise
+
+
+async def _raise_if_deaf(runtime: Runtime) -> None:
+    """A quiet inbox and one that nothing can reach are two different things."""
+    troubles = runtime.feed_troubles(None)
+    if len(troubles) == len(runtime.workspaces):
+        raise troubles[0][1]

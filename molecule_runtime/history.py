@@ -1,0 +1,92 @@
+"""What was said before: with the user as the canvas shows it, with a peer as both sides' rows tell it.
+
+The chat with the user is `GET /workspaces/:id/chat-history` (contract 4.5). For a peer there is no such page: what it
+said are rows of this workspace's own log, and what was said to it are the reports that `messages` leaves there
+(contract 4.3 with `peer_id`, 4.4).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from molecule_runtime.client import PlatformClient
+from molecule_runtime.inbox.classify import FilePart, Message, classify
+from molecule_runtime.wire._base import rfc3339
+from molecule_runtime.wire.activity import ActivityRow, ActivityType
+
+MAX_LINES = 500
+"""As many rows as the activity route gives at once (contract 4.3)."""
+
+
+class Speaker(StrEnum):
+    USER = "user"
+    AGENT = "agent"  # this workspace itself
+    SYSTEM = "system"
+    PEER = "peer"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One thing that was said. `created_at` is RFC3339."""
+
+    speaker: Speaker
+    text: str
+    created_at: str
+    files: tuple[FilePart, ...] = ()
+
+
+@dataclass(frozen=True)
+class Page:
+    """Lines, oldest first; `reached_end` when nothing older is left."""
+
+    lines: tuple[Line, ...]
+    reached_end: bool
+
+
+async def with_user(client: PlatformClient, limit: int, before: datetime | None = None) -> Page:
+    """The newest lines of the chat with the user, before a moment if one is given.
+
+    Raises:
+        PlatformError
+    """
+    history = await client.chat_history(limit=limit, before=before)
+    lines = tuple(
+        Line(
+            Speaker(message.role.value),
+            message.content,
+            rfc3339(message.timestamp),
+            tuple(FilePart(file.name, file.uri, file.mimeType, file.size) for file in message.attachments or ()),
+        )
+        for message in history.messages
+    )
+    return Page(lines, history.reached_end)
+
+
+async def with_peer(client: PlatformClient, peer_id: str, limit: int, before: datetime | None = None) -> Page:
+    """The newest lines of the talk with a peer, before a moment if one is given.
+
+    Raises:
+        PlatformError
+    """
+    rows = await client.conversation(peer_id, limit=limit, before=before)
+    lines = [line for row in reversed(rows) for line in _lines(row, client.workspace_id, peer_id)]
+    return Page(tuple(lines), reached_end=len(rows) < limit)
+
+
+def _lines(row: ActivityRow, own_id: str, peer_id: str) -> list[Line]:
+    """What a row adds to a talk: a message of the peer, or one to it and the answer it gave at once."""
+    if row.activity_type == ActivityType.A2A_RECEIVE and row.source_id == peer_id:
+        said = classify(row, own_id=own_id)
+        return [_line(Speaker.PEER, said)] if isinstance(said, Message) else []
+    if row.activity_type == ActivityType.A2A_SEND and row.target_id == peer_id:
+        sent = classify(row.model_copy(update={"source_id": peer_id}), own_id=own_id)
+        answer = row.response_body.get("text") if isinstance(row.response_body, dict) else None
+        lines = [_line(Speaker.AGENT, sent)] if isinstance(sent, Message) else []
+        return lines + ([Line(Speaker.PEER, answer, rfc3339(row.created_at))] if isinstance(answer, str) else [])
+    return []
+
+
+def _line(speaker: Speaker, message: Message) -> Line:
+    return Line(speaker, message.text, message.created_at, message.files)

@@ -1,0 +1,57 @@
+"""chat_history as a host gets it: small enough to be shown whole, and nothing lost between pages."""
+
+from __future__ import annotations
+
+import json
+
+from molecule_mcp.tools.messages import LINE_CODE_POINTS, fit
+from molecule_runtime.history import Line, Page, Speaker
+
+SHOWN_WHOLE = 10_000
+
+
+def lines(count: int, size: int = 400) -> tuple[Line, ...]:
+    return tuple(Line(Speaker.USER, f"{n}:" + "界" * size, f"2026-01-01T00:00:{n:02d}.000000Z") for n in range(count))
+
+
+def texts(result: dict[str, object]) -> list[str]:
+    found = result["messages"]
+    assert isinstance(found, list)
+    return [one["text"].partition(":")[0] for one in found]
+
+
+def test_a_short_page_is_given_whole() -> None:
+    """agent-side 5: oldest first."""
+    result = fit(Page(lines(3), reached_end=True))
+    assert (texts(result), result["reached_end"], "before_ts" in result) == (["0", "1", "2"], True, False)
+
+
+def test_a_long_page_is_cut_at_its_old_end_and_says_where_to_go_on() -> None:
+    """clients.md 4: results over about 10 kB are cut by hosts, so page."""
+    whole = lines(20)
+    seen: list[str] = []
+    page = whole
+    while page:
+        result = fit(Page(page, reached_end=True))
+        assert len(json.dumps(result, ensure_ascii=False).encode()) <= SHOWN_WHOLE
+        seen = texts(result) + seen
+        page = tuple(line for line in page if line.created_at < result.get("before_ts", ""))
+    assert seen == [str(n) for n in range(20)]
+
+
+def test_lines_of_one_moment_are_not_parted() -> None:
+    """Contract 4.5: both halves of a row have its time, and the next page begins strictly before it."""
+    half = "x" * 1_990
+    same = [Line(Speaker.USER, f"{n}:{half}", "2026-01-01T00:00:00.000000Z") for n in range(3)]
+    newest = Line(Speaker.USER, "new:" + "x" * 1_900, "2026-01-01T00:00:01.000000Z")
+    result = fit(Page((*same, newest, newest), reached_end=True))
+    assert texts(result) == ["new", "new"]
+    assert result["reached_end"] is False
+    alone = fit(Page((*same, *same), reached_end=True))
+    assert len(texts(alone)) == 6
+
+
+def test_a_very_long_text_is_cut_and_said_to_be() -> None:
+    """One message must not push out all others."""
+    (shown,) = fit(Page(lines(1, 5_000), reached_end=True))["messages"]
+    assert (len(shown["text"]), shown["text_truncated"]) == (LINE_CODE_POINTS, True)
