@@ -74,7 +74,8 @@ def main() -> None:
             goals.add_row(figure.case, figure.what, f"{figure.value:.2f}", figure.unit, goal, verdict)
         goals.add_section()
     Console().print(goals)
-    Console().print(beating.table_of(beating.measure()))
+    for load in beating.measure():
+        Console().print(beating.table_of(load))
 
 
 # commands that must not load anything heavy

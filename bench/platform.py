@@ -33,6 +33,8 @@ PERIOD_S = 20.0
 """How often an agent beats."""
 SECONDS = 20.0
 """How long each load lasts: every workspace beats once."""
+STOP_S = 60.0
+"""A platform with thousands of connections and a queue of beats takes its time to end."""
 SIZES = (5_000, 10_000, 20_000)
 """5,000 workspaces must hold; 10,000 (PostgreSQL) and 20,000 (SQLite) are the goals."""
 
@@ -61,10 +63,11 @@ class Figures:
     client_late_ms: float
 
 
-def measure(sizes: tuple[int, ...] = SIZES) -> list[list[Figures]]:
-    """A block for each size: the floor first, then the platform on each database that is there."""
+def measure(sizes: tuple[int, ...] = SIZES) -> Iterator[list[Figures]]:
+    """A block for each size as it is done: the floor first, then the platform on each database that is there."""
     with tempfile.TemporaryDirectory(prefix="molecule-beats-") as directory:
-        return [_block(Path(directory), size) for size in sizes]
+        for size in sizes:
+            yield _block(Path(directory), size)
 
 
 def _block(directory: Path, size: int) -> list[Figures]:
@@ -122,7 +125,7 @@ def _bare() -> Iterator[Contestant]:
 
 @contextmanager
 def _platform(what: str, database: Path | str, server_pid: int | None = None) -> Iterator[Contestant]:
-    with PlatformProcess(database) as platform:
+    with PlatformProcess(database, stops_within_s=STOP_S) as platform:
         pids = (platform.pid,) if server_pid is None else (platform.pid, server_pid)
         yield Contestant(what, platform.url, lambda: sum(_cpu_s(pid) for pid in pids))
 
@@ -162,18 +165,17 @@ def _cpu_s(pid: int) -> float:
     return spent / os.sysconf("SC_CLK_TCK")
 
 
-def table_of(blocks: list[list[Figures]]) -> Table:
-    """The report; `CPU ms` is for each beat."""
+def table_of(block: list[Figures]) -> Table:
+    """One block of the report; `CPU ms` is for each beat."""
     table = Table("workspaces", "what", "beats/s", "p50 ms", "p99 ms", "worst ms", "CPU ms", "failed", "client late ms")
-    for block in blocks:
-        for row in block:
-            rate = f"{row.answered / SECONDS:.0f}"
-            times = (f"{each:.1f}" for each in (row.p50_ms, row.p99_ms, row.worst_ms))
-            late = f"{row.client_late_ms:.1f}"
-            table.add_row(f"{row.size:,}", row.what, rate, *times, f"{row.cpu_ms:.2f}", str(row.failed), late)
-        table.add_section()
+    for row in block:
+        rate = f"{row.answered / SECONDS:.0f}"
+        times = (f"{each:.1f}" for each in (row.p50_ms, row.p99_ms, row.worst_ms))
+        late = f"{row.client_late_ms:.1f}"
+        table.add_row(f"{row.size:,}", row.what, rate, *times, f"{row.cpu_ms:.2f}", str(row.failed), late)
     return table
 
 
 if __name__ == "__main__":
-    Console().print(table_of(measure(tuple(map(int, sys.argv[1:])) or SIZES)))
+    for block in measure(tuple(map(int, sys.argv[1:])) or SIZES):
+        Console(width=140).print(table_of(block))

@@ -178,7 +178,7 @@ async def test_a_group_has_an_upper_size(recorder: Recorder) -> None:
 
 
 async def test_work_that_breaks_fails_its_group_only(recorder: Recorder) -> None:
-    """And whoever was cancelled meanwhile is left alone (ours)."""
+    """And what was cancelled before its group is not done (ours)."""
     groups: Groups[Any, Any] = Groups(recorder.work)
     broken, cancelled, fine = await started(groups, ("a", "break"), ("b", 1), ("c", 2))
     cancelled.cancel()
@@ -191,3 +191,4 @@ async def test_work_that_breaks_fails_its_group_only(recorder: Recorder) -> None
     with pytest.raises(RuntimeError, match="broken"):
         await broken
     assert await fine == "2 done"
+    assert recorder.groups == [["break"], [2]]

@@ -96,8 +96,17 @@ class SilentPlatform:
 class PlatformProcess:
     """`molecule-mcp platform` on a free port. `env` may shorten its windows (REMOTE_LIVENESS_STALE_AFTER ...)."""
 
-    def __init__(self, database: Path | str, *, port: int = 0, workspace: str | None = None, **env: str) -> None:
+    def __init__(
+        self,
+        database: Path | str,
+        *,
+        port: int = 0,
+        workspace: str | None = None,
+        stops_within_s: float = 10,
+        **env: str,
+    ) -> None:
         self.database = database
+        self._stops_within_s = stops_within_s
         command = [sys.executable, "-m", "molecule_mcp", "platform", "--json"]
         command += ["--port", str(port), "--db", str(database)]
         if workspace is not None:
@@ -137,7 +146,7 @@ class PlatformProcess:
         self.http.close()
         if self._process.poll() is None:
             self._process.terminate()
-        self._process.wait(10)
+        self._process.wait(self._stops_within_s)
         if self._process.stdout:
             self._process.stdout.close()
 

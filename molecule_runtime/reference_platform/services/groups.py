@@ -63,7 +63,8 @@ class Groups(Generic[E, R]):
         group: dict[Hashable, _Waiting[E, R]] = {}
         while self._queue and len(group) < GROUP and self._queue[0].key not in group:
             each = self._queue.popleft()
-            group[each.key] = each
+            if not each.future.done():  # nobody waits for what was cancelled, least of all a platform that ends
+                group[each.key] = each
         return list(group.values())
 
 
