@@ -25,6 +25,10 @@ from tests.support.platform import PlatformProcess, SilentPlatform, clean_env, e
 
 GONE_S = 1.0
 """Agent-side 2 says 0.5 s; a busy machine is given twice that."""
+UNREAD_S = 3.0
+"""Agent-side 2 says 1 s for a host that no longer reads; a busy machine is given more to give a full queue up."""
+ORPHANED_S = 4.0
+"""Agent-side 2 says 2 s after the parent's death; a busy machine is given twice that."""
 SIGNALS = [pytest.param(signal.SIGTERM, 143, id="SIGTERM"), pytest.param(signal.SIGINT, 130, id="SIGINT")]
 
 
@@ -143,30 +147,34 @@ def test_a_journal_that_another_program_holds_does_not_delay_the_end(tmp_path: P
         other.close()
 
 
-@pytest.mark.parametrize(("number", "code"), SIGNALS)
-def test_a_tool_that_blocks_the_loop_is_cut_off(tmp_path: Path, number: signal.Signals, code: int) -> None:
+ENDS = [("EOF", 0), ("SIGTERM", 143), ("SIGINT", 130)]
+
+
+def end(host: Host, how: str) -> None:
+    host.close_stdin() if how == "EOF" else host.signal(signal.Signals[how])
+
+
+@pytest.mark.parametrize(("how", "code"), ENDS)
+def test_a_tool_that_blocks_the_loop_is_cut_off(tmp_path: Path, how: str, code: int) -> None:
     """Agent-side 2: whatever goes on in this process, it is gone before the host's SIGKILL leaves an orphan."""
     with Host(no_platform(), state=tmp_path, command=RUDE_SERVER) as host:
         host.initialize()
         host.begin("block", seconds=30)
         host.request("ping")
         host.receive_nothing(0.2)
-        host.signal(number)
+        end(host, how)
         assert host.exit_code(within_s=2.5) == code
 
 
-@pytest.mark.parametrize(("end", "code"), [("EOF", 0), ("SIGTERM", 143), ("SIGINT", 130)])
+@pytest.mark.parametrize(("how", "code"), ENDS)
 def test_a_host_that_stops_reading_in_the_middle_of_a_result_can_still_end_the_server(
-    tmp_path: Path, end: str, code: int
+    tmp_path: Path, how: str, code: int
 ) -> None:
     """Agent-side 2: 1 s when the host no longer reads, with a full pipe and a queue of answers behind it."""
     with Host(no_platform(), state=tmp_path, command=RUDE_SERVER, reads=False) as host:
         fill_the_pipe(host)
-        if end == "EOF":
-            host.close_stdin()
-        else:
-            host.signal(signal.Signals[end])
-        assert host.exit_code(within_s=2) == code
+        end(host, how)
+        assert host.exit_code(within_s=UNREAD_S) == code
 
 
 def initialize_by_hand(host: Host) -> BinaryIO:
@@ -250,7 +258,7 @@ def test_the_death_of_the_spawning_process_is_noticed_while_others_hold_the_pipe
         host.initialize()
         (child,) = children_of(host.process.pid)
         host.kill()
-        eventually(lambda: not is_alive(child), within_s=2)
+        eventually(lambda: not is_alive(child), within_s=ORPHANED_S)
 
 
 def test_the_death_of_the_spawning_process_is_noticed_with_a_full_pipe(tmp_path: Path) -> None:
@@ -259,7 +267,7 @@ def test_the_death_of_the_spawning_process_is_noticed_with_a_full_pipe(tmp_path:
         fill_the_pipe(host)
         (child,) = children_of(host.process.pid)
         host.kill()
-        eventually(lambda: not is_alive(child), within_s=2)
+        eventually(lambda: not is_alive(child), within_s=ORPHANED_S)
 
 
 NO_PIDFD = "import os; vars(os).pop('pidfd_open', None); from molecule_mcp.__main__ import main; main()"
@@ -281,7 +289,7 @@ def test_the_death_of_the_spawning_process_is_noticed_while_the_sdk_is_imported(
         (child,) = eventually(lambda: children_of(host.process.pid), within_s=10)
         eventually(lambda: len(list(Path(f"/proc/{child}/task").iterdir())), within_s=10, until=lambda n: n >= 4)
         host.kill()
-        eventually(lambda: not is_alive(child), within_s=2)
+        eventually(lambda: not is_alive(child), within_s=ORPHANED_S)
         assert host.received_lines() == []
     log = tmp_path / "log" / "molecule-mcp.log"
     assert not log.exists() or "serve.ended" not in log.read_text()  # it did not begin to serve
