@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from molecule_mcp.cli import _output, demo, platform
+from molecule_mcp.cli import _output, demo, platform, presence
 from molecule_runtime import __version__
-from molecule_runtime.errors import MoleculeError, advice, outcome
+from molecule_runtime.errors import MoleculeError, outcome
 
 app = typer.Typer(
     name="molecule-mcp",
@@ -45,6 +45,7 @@ def _serve_command(
     raise typer.Exit(_serve(strict=strict))
 
 
+app.command("presence")(presence.presence)
 app.command("platform")(platform.platform)
 app.command("demo")(demo.demo)
 
@@ -62,6 +63,8 @@ def run() -> int:
     except SystemExit as leave:
         return leave.code if isinstance(leave.code, int) else 0
     except MoleculeError as error:
-        _output.complain(str(advice(error)))
+        from molecule_mcp.startup import explanation
+
+        _output.complain(explanation(error))
         return outcome(error).exit_code
     return 0
