@@ -10,9 +10,10 @@ from pathlib import Path
 import structlog
 
 from molecule_runtime import logs
-from molecule_runtime.errors import MoleculeError, SettingsError, StateDirUnwritable, advice
-from molecule_runtime.settings import Settings
+from molecule_runtime.errors import InvalidArgument, MoleculeError, SettingsError, StateDirUnwritable, advice
+from molecule_runtime.settings import Settings, WorkspaceSettings
 from molecule_runtime.state import StateDir
+from molecule_runtime.text import cut_code_points
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -44,6 +45,25 @@ def configure_logs(
     else:
         logs.configure(stderr_level=told, file=None)
     return None
+
+
+def choose_workspace(settings: Settings, named: str | None) -> WorkspaceSettings:
+    """The workspace that a command acts for: the named one, else the only one.
+
+    Raises:
+        InvalidArgument: no such workspace in the settings, or several and none named.
+    """
+    known = {told.id: told for told in settings.workspaces}
+    listing = ", ".join(known)
+    if named is not None:
+        found = known.get(named.strip().lower())
+        if found is None:
+            reason = f"no workspace {cut_code_points(named)} in the settings; these are: {listing}"
+            raise InvalidArgument(argument="--workspace", reason=reason)
+        return found
+    if len(known) > 1:
+        raise InvalidArgument(argument="--workspace", reason=f"there are several, name one of: {listing}")
+    return settings.workspaces[0]
 
 
 def note_ignored_settings(settings: Settings | None) -> None:

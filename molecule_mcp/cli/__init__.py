@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from molecule_mcp.cli import _output, demo, platform, presence, status
+from molecule_mcp.cli import _output, demo, platform, presence, send, status
 from molecule_runtime import __version__
 from molecule_runtime.errors import MoleculeError, outcome
 
@@ -47,6 +47,7 @@ def _serve_command(
 
 app.command("presence")(presence.presence)
 app.command("status")(status.status)
+app.command("send")(send.send)
 app.command("platform")(platform.platform)
 app.command("demo")(demo.demo)
 
