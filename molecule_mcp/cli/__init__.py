@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from molecule_mcp.cli import _output, demo, platform, presence, send, status
+from molecule_mcp.cli import _output, chat, demo, platform, presence, send, status
 from molecule_runtime import __version__
 from molecule_runtime.errors import MoleculeError, outcome
 
@@ -48,6 +48,7 @@ def _serve_command(
 app.command("presence")(presence.presence)
 app.command("status")(status.status)
 app.command("send")(send.send)
+app.command("chat")(chat.chat)
 app.command("platform")(platform.platform)
 app.command("demo")(demo.demo)
 

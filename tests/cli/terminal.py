@@ -75,6 +75,10 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self._master, text.encode())
 
+    def modes(self) -> list[object]:
+        """The terminal's modes: echo, line by line or key by key ..."""
+        return termios.tcgetattr(self.slave)
+
     def hang_up(self) -> None:
         """Close the terminal, as a window that is closed."""
         if self._open:

@@ -67,8 +67,12 @@ def test_what_cannot_be_sent_is_said_in_a_sentence(settings: dict[str, str], tmp
 
 
 def test_the_user_is_not_played_where_users_say_who_they_are(tmp_path: Path) -> None:
-    """Ours: a platform with ADMIN_TOKEN is no development platform, and the sentence says so."""
+    """Ours: a platform with ADMIN_TOKEN is no development platform, and the sentence says so; chat says it, too."""
     with PlatformProcess(tmp_path / "p.sqlite3", workspace="laptop", ADMIN_TOKEN="a" * 43) as platform:
-        done = send("hello", "--as-user", **platform.settings)
-    assert (done.returncode, done.stdout) == (3, "")
-    assert "Only a platform in development mode lets a command play the user" in done.stderr
+        sent = send("hello", "--as-user", **platform.settings)
+        talked = subprocess.run(
+            [*COMMAND, "chat"], env=clean_env(**platform.settings), input="hello\n", capture_output=True, text=True
+        )
+    for done in (sent, talked):
+        assert (done.returncode, done.stdout) == (3, "")
+        assert "Only a platform in development mode lets a command play the user" in done.stderr
