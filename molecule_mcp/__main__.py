@@ -20,12 +20,13 @@ def main() -> int:
         sys.stdout.write(f"molecule-mcp {__version__}\n")
         return 0
     if arguments in SERVE_FORMS:
-        from molecule_mcp.pipe import exit_on_signals
+        from molecule_mcp.pipe import Pipe, exit_on_signals
 
         exit_on_signals()
+        pipe = Pipe.claim_early()
         from molecule_mcp.serve import serve
 
-        return serve(strict=SERVE_FORMS[arguments])
+        return serve(pipe, strict=SERVE_FORMS[arguments])
     from molecule_mcp.cli import run
 
     return run()

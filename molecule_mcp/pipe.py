@@ -105,6 +105,20 @@ class Pipe:
         sys.stdout.flush()
         return cls(fd_in, fd_out, owns_process=True)
 
+    @classmethod
+    def claim_early(cls) -> Self | None:
+        """The pipe of a host, taken and watched before anything heavy is imported; None in a terminal.
+
+        A host that only looks is gone within a second: the end of its pipe must be noticed by then, however long the
+        imports take on a busy machine.
+        """
+        if os.isatty(0):
+            return None
+        pipe = cls.claim_stdio()
+        pipe.take_signals()
+        pipe.start()
+        return pipe
+
     def start(self) -> None:
         """Start the threads; from now on the end of the pipe is noticed."""
         for name, work in (("read", self._read), ("write", self._write), ("watch", self._watch)):

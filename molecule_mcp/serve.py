@@ -14,9 +14,9 @@ from pathlib import Path
 import structlog
 
 from molecule_mcp.pipe import End, Pipe
-from molecule_runtime import logs
+from molecule_mcp.startup import configure_logs, explanation, note_ignored_settings, open_state
 from molecule_runtime.credentials import Credentials
-from molecule_runtime.errors import CredentialError, MoleculeError, SettingsError, StateDirUnwritable, advice, outcome
+from molecule_runtime.errors import CredentialError, MoleculeError, SettingsError, StateDirUnwritable, outcome
 from molecule_runtime.settings import Settings, environment
 from molecule_runtime.state import StateDir
 from molecule_runtime.workspace import Roles
@@ -24,24 +24,24 @@ from molecule_runtime.workspace import Roles
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
-def serve(*, strict: bool, roles: Roles | None = None) -> int:
-    """Serve MCP on stdin and stdout; the exit code (agent-side 2).
+def serve(pipe: Pipe | None, *, strict: bool, roles: Roles | None = None) -> int:
+    """Serve MCP on `pipe`, or, when that is None (in a terminal), on stdin and stdout; the exit code (agent-side 2).
 
     Wrong settings end the process (2) in a terminal or with `strict`; spawned by a host they become the answer of
     every tool.
     """
     settings, trouble = _settings()
-    if trouble is not None and (strict or sys.stdin.isatty()):
-        _explain(trouble)
+    if trouble is not None and (strict or pipe is None):
+        sys.stderr.write(explanation(trouble) + "\n")
         return outcome(trouble).exit_code
-    pipe = Pipe.claim_stdio()
-    pipe.take_signals()
-    pipe.start()
+    if pipe is None:
+        pipe = Pipe.claim_stdio()
+        pipe.take_signals()
+        pipe.start()
     gc.disable()  # the imports make objects that live to the end: walking them at exit costs 0.4 s
-    state_dir = _open_state(settings)
-    log_file = _configure_logs(settings, state_dir)
-    for problem in settings.problems if settings is not None else ():
-        log.warning("serve.setting_ignored", detail=f"{problem.summary}. {problem.fix}")
+    state_dir = open_state(settings)
+    log_file = configure_logs(settings, state_dir)
+    note_ignored_settings(settings)
     end = _serve(pipe, settings, trouble, state_dir, roles, log_file)
     return end.exit_code
 
@@ -97,36 +97,3 @@ def _settings() -> tuple[Settings | None, MoleculeError | None]:
         except CredentialError as error:
             unreadable.append(error)
     return settings, unreadable[0] if len(unreadable) == len(settings.workspaces) else None
-
-
-def _open_state(settings: Settings | None) -> StateDir | StateDirUnwritable:
-    try:
-        return StateDir.open(settings.configs_dir if settings else None, home=Path.home())
-    except StateDirUnwritable as error:
-        return error
-
-
-def _configure_logs(settings: Settings | None, state_dir: StateDir | StateDirUnwritable) -> Path | None:
-    """Set logging up; the log file, or None when there is no place for one (stderr has everything then)."""
-    level = settings.effective_log_level if settings else "WARNING"
-    if isinstance(state_dir, StateDir):
-        try:
-            logs.configure(stderr_level=level, file=state_dir.log_file)
-        except OSError as error:
-            logs.configure(stderr_level=level, file=None)
-            log.warning("serve.no_log_file", error=type(error).__name__, detail=error.strerror)
-        else:
-            return state_dir.log_file
-    else:
-        logs.configure(stderr_level=level, file=None)
-    return None
-
-
-def _explain(error: MoleculeError) -> None:
-    said = advice(error)
-    if isinstance(error, SettingsError):
-        lines = ["molecule-mcp is not set up:"]
-        lines += [f"  - {problem.summary}. {problem.fix}" for problem in error.problems]
-    else:
-        lines = [said.what, said.next]
-    sys.stderr.write("\n".join(lines) + "\n")

@@ -10,13 +10,14 @@ import sys
 
 def main() -> int:
     """Serve MCP on stdin and stdout; nothing here beats. The exit code is that of `molecule-mcp serve`."""
-    from molecule_mcp.pipe import exit_on_signals
+    from molecule_mcp.pipe import Pipe, exit_on_signals
 
     exit_on_signals()
+    pipe = Pipe.claim_early()
     from molecule_mcp.serve import serve
     from molecule_runtime.workspace import Roles
 
-    return serve(strict=False, roles=Roles(beats=False))
+    return serve(pipe, strict=False, roles=Roles(beats=False))
 
 
 if __name__ == "__main__":

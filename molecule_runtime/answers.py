@@ -63,7 +63,7 @@ class Answers:
     ) -> Unreachable:
         """A call without an answer: why, and whether it may have done what it was to do."""
         why, detail = _why_unreachable(error, journey, limit_s)
-        unreachable = self._error(Unreachable, endpoint, detail=detail)
+        unreachable = self.error(Unreachable, endpoint, detail=detail)
         unreachable.why = why
         unreachable.may_have_arrived = journey.was_sent and not is_repeatable
         return unreachable
@@ -74,31 +74,32 @@ class Answers:
         body = _json_object(response)
         detail = str(body.get("error", ""))[:DETAIL_CODE_POINTS] if body is not None else ""
         if 300 <= status < 400 or (status in {404, 405, 410} and body is None) or detail in _FOREIGN_PAGE:
-            return self._error(NotThePlatform, endpoint, status=status)
+            return self.error(NotThePlatform, endpoint, status=status)
         if status in {401, 403}:
-            refused = self._error(Unauthorized if status == 401 else _forbidden(detail), endpoint, status, detail)
+            refused = self.error(Unauthorized if status == 401 else _forbidden(detail), endpoint, status, detail)
             if isinstance(refused, Unauthorized):
                 refused.has_token = "Authorization" in response.request.headers
             return refused
         if status == 404:
-            return self._error(NotFound, endpoint, status, detail or "not found")
+            return self.error(NotFound, endpoint, status, detail or "not found")
         if status == 410 and endpoint.endswith("/activity"):
-            return self._error(CursorExpired, endpoint, status, detail)
+            return self.error(CursorExpired, endpoint, status, detail)
         if status == 410:
-            removed = self._error(WorkspaceRemoved, endpoint, status, detail)
+            removed = self.error(WorkspaceRemoved, endpoint, status, detail)
             gone = _gone(body or {})
             if gone is not None:
                 removed.removed_at, removed.hint = gone.removed_at, gone.hint
             return removed
         if status == 429 or status >= 500:
-            unavailable = self._error(Unavailable, endpoint, status, detail)
+            unavailable = self.error(Unavailable, endpoint, status, detail)
             unavailable.retry_after_s = retry_after_s(response.headers)
             return unavailable
-        return self._error(Rejected, endpoint, status, detail or f"HTTP {status}")
+        return self.error(Rejected, endpoint, status, detail or f"HTTP {status}")
 
-    def _error(
+    def error(
         self, kind: type[PlatformErrorT], endpoint: str, status: int | None = None, detail: str = ""
     ) -> PlatformErrorT:
+        """An error with the facts of this platform and workspace; no token in it."""
         return kind(
             endpoint=endpoint,
             base_url=self._base_url,
@@ -111,7 +112,7 @@ class Answers:
         try:
             return _parsed(response)
         except (ValueError, RecursionError):
-            raise self._error(
+            raise self.error(
                 BadReply, response.extensions["endpoint"], response.status_code, "it is not JSON"
             ) from None
 
@@ -120,7 +121,7 @@ class Answers:
         raws = self.read(_LIST, answer)
         found = [one for raw in raws if (one := read(raw)) is not None]
         if raws and not found:
-            raise self._error(BadReply, answer.extensions["endpoint"], answer.status_code, "unexpected shape at 0")
+            raise self.error(BadReply, answer.extensions["endpoint"], answer.status_code, "unexpected shape at 0")
         return found
 
     def row(self, raw: Any) -> ActivityRow | None:
@@ -146,7 +147,7 @@ class Answers:
             return shape.validate_python(body)
         except ValidationError as invalid:
             where = ".".join(str(part) for part in invalid.errors()[0]["loc"])
-            raise self._error(
+            raise self.error(
                 BadReply, response.extensions["endpoint"], response.status_code, f"unexpected shape at {where or 'top'}"
             ) from None
 

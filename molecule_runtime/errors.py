@@ -7,6 +7,7 @@ MoleculeError
 │   ├── Unreachable        no answer: refused, reset, DNS, TLS, timeout
 │   ├── Unavailable        429 or 5xx; retry_after_s when the platform named a time
 │   ├── Unauthorized       401 or 403: the token does not open this workspace
+│   ├── CanvasRefused      401 or 403 to a command that plays the user: not a platform in development mode
 │   ├── WorkspaceRemoved   410 on the workspace itself
 │   ├── NotFound           404 with a JSON body: the platform answered, the thing is not there
 │   ├── NotThePlatform     404 without a JSON body, HTML, or a redirect: a wrong address or a missing Origin
@@ -160,6 +161,10 @@ class Unauthorized(PlatformError):
         return f"Check that WORKSPACE_ID and token belong together, or {TOKENS_TAB}."
 
 
+class CanvasRefused(PlatformError):
+    pass
+
+
 class WorkspaceRemoved(PlatformError):
     """`removed_at` and `hint` as the platform's 410 gave them."""
 
@@ -277,6 +282,12 @@ OUTCOMES: dict[type[MoleculeError], Outcome] = {
         3,
         "The platform at {error.base_url} {error.complaint} (HTTP {error.status}).",
         "{error.cure}",
+    ),
+    CanvasRefused: Outcome(
+        Retry.NO,
+        3,
+        "The platform at {error.base_url} wants to know who the user is (HTTP {error.status}).",
+        "Only a platform in development mode lets a command play the user; use its canvas, or send without --as-user.",
     ),
     WorkspaceRemoved: Outcome(
         Retry.NO,

@@ -63,6 +63,17 @@ class StateDir:
                 return cls(root=candidate, fallback_from=refused)
         raise AssertionError("the home directory is always a candidate")
 
+    @classmethod
+    def to_look(cls, configured: Path | None, *, home: Path) -> StateDir:
+        """The directory that `open` would most likely choose, for reading: nothing is made or tried."""
+        candidates = [configured] if configured else [SERVICE_DIR]
+        for named in candidates:
+            with suppress(RuntimeError):  # "~name" of a user who does not exist
+                candidate = named.expanduser()
+                if os.access(candidate, os.W_OK) or (configured and not candidate.exists()):
+                    return cls(root=candidate)
+        return cls(root=home / HOME_DIR_NAME)
+
     @property
     def log_file(self) -> Path:
         """`<root>/log/molecule-mcp.log`; its directory is made on the first call."""

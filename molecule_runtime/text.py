@@ -21,6 +21,13 @@ _ANGLES = frozenset("<>＜＞﹤﹥")
 """Brackets by use, though Unicode files them as mathematics."""
 _NOT_IN_NAMES = frozenset({"Cc", "Cf", "Cs", "Co", "Ps", "Pe"})
 """Unicode categories: control, format (bidi), surrogate, private use, opening and closing brackets."""
+_SIGNS = (
+    {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"}
+    | {0x7F: "\u2421"}
+    | dict.fromkeys((*range(128, 160), *range(8234, 8239), *range(8294, 8298)), "�")
+    | {0x2028: "\n", 0x2029: "\n"}
+)
+"""What stands for a code that a terminal would obey: C0, DEL and C1 controls, and the marks that turn what follows."""
 _SECRETS = (
     (re.compile(r"(?i)\b(authorization\s*[:=]\s*)(bearer\s+)?\S+"), r"\1[redacted]"),
     (re.compile(r"(?i)\bbearer\s+[A-Za-z0-9._~+/=-]{6,}"), "Bearer [redacted]"),
@@ -61,6 +68,16 @@ def clean_name(name: object) -> str | None:
         if char.isspace() or (char not in _ANGLES and unicodedata.category(char) not in _NOT_IN_NAMES)
     )
     return " ".join(kept.split())[:NAME_CODE_POINTS].strip() or None
+
+
+def printable(text: str) -> str:
+    """The text as it may be written to a terminal: its words are other people's, its control codes would be orders.
+
+    Line ends and tabs stay; every other control character and every mark that turns the direction of what follows is
+    shown as a sign in its place. Letters, emoji and combining marks of every script stay.
+    """
+    text = text.replace("\r\n", "\n")
+    return text if text.isprintable() else well_formed(text).translate(_SIGNS)
 
 
 def redact(text: str) -> str:

@@ -50,7 +50,7 @@ PLACES = {
             1: "settings credentials retry state",
             2: "connections answers client doorbell",
             3: "presence ownership inbox peers messages history cards delegation memory",
-            4: "runtime workspace agent",
+            4: "runtime workspace survey agent",
             8: "a2a_mcp_server",
         },
     ),
@@ -68,7 +68,7 @@ PLACES = {
     **_places(
         "agent",
         "molecule_mcp.",
-        {5: "tools instructions transport pipe channel hosts", 6: "server serve doctor", 7: "cli __main__"},
+        {5: "tools instructions transport pipe startup channel hosts", 6: "server serve doctor", 7: "cli __main__"},
     ),
     # The packages themselves: names and versions only.
     "molecule_runtime": Place(0, "floor"),

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from molecule_mcp.cli import _output, demo, platform
+from molecule_mcp.cli import _output, chat, demo, platform, presence, send, status
 from molecule_runtime import __version__
-from molecule_runtime.errors import MoleculeError, advice, outcome
+from molecule_runtime.errors import MoleculeError, outcome
 
 app = typer.Typer(
     name="molecule-mcp",
@@ -45,14 +45,21 @@ def _serve_command(
     raise typer.Exit(_serve(strict=strict))
 
 
+app.command("presence")(presence.presence)
+app.command("status")(status.status)
+app.command("send")(send.send)
+app.command("chat")(chat.chat)
 app.command("platform")(platform.platform)
 app.command("demo")(demo.demo)
 
 
 def _serve(*, strict: bool) -> int:
+    from molecule_mcp.pipe import Pipe
+
+    pipe = Pipe.claim_early()
     from molecule_mcp.serve import serve
 
-    return serve(strict=strict)
+    return serve(pipe, strict=strict)
 
 
 def run() -> int:
@@ -62,6 +69,8 @@ def run() -> int:
     except SystemExit as leave:
         return leave.code if isinstance(leave.code, int) else 0
     except MoleculeError as error:
-        _output.complain(str(advice(error)))
+        from molecule_mcp.startup import explanation
+
+        _output.complain(explanation(error))
         return outcome(error).exit_code
     return 0

@@ -1,4 +1,7 @@
-"""A canvas for commands that play the user: the few calls a web page makes, on a development platform."""
+"""The user's side of a platform, for commands that play the user: the few calls a web page makes.
+
+No token is shown: only a platform in development mode on this machine lets such a caller in.
+"""
 
 from __future__ import annotations
 
@@ -7,71 +10,106 @@ import json
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, Self
+from http import HTTPStatus
+from typing import Any
 
 import httpx
+from pydantic import ValidationError
 from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import InvalidStatus, WebSocketException
 
-from molecule_runtime.doorbell import websocket_url
+from molecule_runtime.client import SEND_TIMEOUT_S, PlatformClient, is_loopback
+from molecule_runtime.credentials import Credentials
+from molecule_runtime.doorbell import OPEN_TIMEOUT_S, websocket_url
+from molecule_runtime.errors import CanvasRefused, Unauthorized, Unreachable
+from molecule_runtime.settings import WorkspaceSettings
 from molecule_runtime.wire.events import Event, EventName
 
 STATUS_CHECK_S = 0.1
 
 
-class Canvas:
-    """The user's side of a platform in development mode on this machine: no proxy is asked."""
+class Canvas(PlatformClient):
+    """The user, looking at one workspace. Raises `CanvasRefused` where a user has to say who they are."""
 
-    def __init__(self, url: str, http: httpx.AsyncClient, socket: ClientConnection) -> None:
-        self._url = url
-        self._http = http
-        self._socket = socket
-
-    @classmethod
-    @asynccontextmanager
-    async def open(cls, url: str) -> AsyncIterator[Self]:
-        """Open the canvas's connections; raises httpx and websockets errors as they are."""
-        async with (
-            httpx.AsyncClient(base_url=url, headers={"Origin": url}, trust_env=False) as http,
-            connect(websocket_url(url), close_timeout=0.1, proxy=None) as socket,
-        ):
-            yield cls(url, http, socket)
+    def __init__(self, base_url: str, workspace_id: str = "") -> None:
+        """Without an id, `create_workspace` comes first."""
+        nobody = WorkspaceSettings.model_construct(id=workspace_id, platform_url=base_url)
+        super().__init__(base_url, workspace_id, Credentials(nobody, None))
 
     async def create_workspace(self, name: str) -> tuple[str, str]:
-        """A new external workspace: (id, token)."""
-        body = await self._json("POST", "/workspaces", {"name": name, "runtime": "external"})
-        return body["id"], body["connection"]["auth_token"]
+        """A new external workspace, looked at from now on: (id, token)."""
+        body = self._answers.json(await self._call("POST", "/workspaces", json={"name": name, "runtime": "external"}))
+        self.workspace_id = str(body["id"])
+        return self.workspace_id, str(body["connection"]["auth_token"])
 
-    async def status(self, workspace_id: str) -> str:
-        return str((await self._json("GET", f"/workspaces/{workspace_id}"))["status"])
+    async def status(self) -> str:
+        return (await self.get_workspace()).status
 
-    async def expect_status(self, workspace_id: str, wanted: str) -> None:
+    async def expect_status(self, wanted: str) -> None:
         """Wait until the platform shows the status; the caller sets the time limit."""
-        while await self.status(workspace_id) != wanted:  # noqa: ASYNC110
+        while await self.status() != wanted:  # noqa: ASYNC110
             await asyncio.sleep(STATUS_CHECK_S)  # asked of another process: there is no event to wait for
 
-    async def say(self, workspace_id: str, text: str) -> None:
+    async def say(self, text: str) -> None:
         """Post a message as a canvas does: no `jsonrpc`, no `id`, the history along (contract 4.1)."""
         message = {"role": "user", "messageId": str(uuid.uuid4()), "parts": [{"kind": "text", "text": text}]}
         body = {"method": "message/send", "params": {"message": message, "metadata": {"history": []}}}
-        await self._json("POST", f"/workspaces/{workspace_id}/a2a", body)
+        path = f"/workspaces/{self.workspace_id}/a2a"
+        await self._call("POST", path, pattern="/workspaces/:id/a2a", json=body, timeout=SEND_TIMEOUT_S)
 
-    async def next_agent_message(self, workspace_id: str) -> str:
-        """The next AGENT_MESSAGE of this workspace on /ws; the caller sets the time limit."""
-        async for frame in self._socket:
-            event = Event.model_validate_json(frame)
-            if event.event == EventName.AGENT_MESSAGE and event.workspace_id == workspace_id:
-                return str(event.payload["message"])
-        raise ConnectionError("the platform closed /ws")
-
-    async def chat(self, workspace_id: str) -> list[tuple[str, str]]:
+    async def chat(self) -> list[tuple[str, str]]:
         """The bubbles a reload shows: (role, text), oldest first."""
-        history = await self._json("GET", f"/workspaces/{workspace_id}/chat-history")
-        return [(message["role"], message["content"]) for message in history["messages"]]
+        history = await self.chat_history()
+        return [(message.role.value, message.content) for message in history.messages]
 
-    async def _json(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-        response = await self._http.request(method, path, json=body)
-        response.raise_for_status()
-        return response.json()
+    @asynccontextmanager
+    async def listen(self) -> AsyncIterator[AsyncIterator[Event]]:
+        """Open /ws; the events of this workspace from then on. Their end is the end of the line.
+
+        Raises:
+            CanvasRefused, Unreachable: also while events are read.
+        """
+        endpoint = "GET /ws"
+        try:
+            async with connect(
+                websocket_url(self.base_url),
+                origin=self.base_url,  # type: ignore[arg-type]  # a NewType over str
+                open_timeout=OPEN_TIMEOUT_S,
+                close_timeout=0.1,
+                max_size=16 * 1024 * 1024,
+                proxy=None if is_loopback(self.base_url) else True,
+            ) as socket:
+                yield self._events(socket)
+        except InvalidStatus as refused:
+            status = refused.response.status_code
+            if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
+                raise self._answers.error(CanvasRefused, endpoint, status) from None
+            raise self._answers.error(Unreachable, endpoint, status, f"HTTP {status} on /ws") from None
+        except (OSError, WebSocketException) as error:
+            raise self._answers.error(Unreachable, endpoint, detail=type(error).__name__) from None
+
+    async def _events(self, socket: ClientConnection) -> AsyncIterator[Event]:
+        async for frame in socket:
+            try:
+                event = Event.model_validate_json(frame)
+            except ValidationError:
+                continue
+            if event.workspace_id == self.workspace_id:
+                yield event
+
+    async def _call(self, method: str, path: str, **more: Any) -> httpx.Response:
+        try:
+            return await super()._call(method, path, **more)
+        except Unauthorized as refused:
+            raise self._answers.error(CanvasRefused, refused.endpoint, refused.status, refused.detail) from None
+
+
+async def next_agent_message(events: AsyncIterator[Event]) -> str:
+    """The next thing the agent says; the caller sets the time limit."""
+    async for event in events:
+        if event.event == EventName.AGENT_MESSAGE:
+            return str(event.payload["message"])
+    raise ConnectionError("the platform closed /ws")
 
 
 async def read_json_line(process: asyncio.subprocess.Process) -> dict[str, Any]:

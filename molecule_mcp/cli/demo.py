@@ -100,25 +100,26 @@ def demo(
 
 
 async def _play(report: Report, directory: Path) -> None:
-    from molecule_mcp.cli._canvas import Canvas
+    from molecule_mcp.cli._canvas import Canvas, next_agent_message
 
     async with AsyncExitStack() as stack:
         async with report.step("platform started") as note:
             url = await stack.enter_async_context(_platform(directory))
-            canvas = await stack.enter_async_context(Canvas.open(url))
+            canvas = await stack.enter_async_context(Canvas(url))
+            events = await stack.enter_async_context(canvas.listen())
             note(url)
         async with report.step("workspace created") as note:
             workspace_id, token = await canvas.create_workspace("demo agent")
-            await canvas.expect_status(workspace_id, "awaiting_agent")
+            await canvas.expect_status("awaiting_agent")
             note(f"{workspace_id}, awaiting_agent")
         agent = await stack.enter_async_context(AsyncExitStack())
         async with report.step("agent online") as note:
             client = await agent.enter_async_context(_agent(url, workspace_id, token, directory))
-            await canvas.expect_status(workspace_id, "online")
+            await canvas.expect_status("online")
             note(f"MCP {client.protocol_version}, {len((await client.list_tools()).tools)} tools")
         async with report.step("user's message in the agent") as note:
             waiting = asyncio.create_task(client.call_tool("wait_for_message", {"timeout_secs": 15}))
-            await canvas.say(workspace_id, USER_TEXT)
+            await canvas.say(USER_TEXT)
             message = _payload(await waiting)["message"]
             _expect(message["text"] == USER_TEXT, f"the agent got {message['text']!r}")
             note(message["text"])
@@ -126,17 +127,17 @@ async def _play(report: Report, directory: Path) -> None:
             answer = {"activity_id": message["activity_id"], "message": REPLY_TEXT}
             sent = _payload(await client.call_tool("reply", answer))
             _expect(sent == {"status": "sent", "to": "user", "popped": True}, f"reply said {sent}")
-            live = await canvas.next_agent_message(workspace_id)
+            live = await next_agent_message(events)
             _expect(live == REPLY_TEXT, f"the canvas heard {live!r}")
             note(live)
         async with report.step("the same reply after a reload") as note:
-            bubbles = await canvas.chat(workspace_id)
+            bubbles = await canvas.chat()
             _expect(bubbles == [("user", USER_TEXT), ("agent", REPLY_TEXT)], f"chat-history shows {bubbles}")
             note("from /chat-history")
         async with report.step("agent ended"):
             await agent.aclose()
         async with report.step("awaiting_agent") as note:
-            await canvas.expect_status(workspace_id, "awaiting_agent")
+            await canvas.expect_status("awaiting_agent")
             note(f"stale window of {STALE_AFTER_S} s")
 
 

@@ -150,6 +150,26 @@ class Journal:
             return cls._mend(path)
 
     @classmethod
+    def open_to_look(cls, path: Path) -> Journal:
+        """Open an existing journal for reading; nothing is made, written, mended or upgraded, not even an index.
+
+        Raises:
+            JournalUnusable: there is none, it is damaged, or a newer version wrote it.
+        """
+        # Beside a live or killed writer there is an index to share; after a clean end the file stands for itself.
+        how = "readonly_shm=1" if path.with_name(f"{path.name}-shm").exists() else "immutable=1"
+        try:
+            db = sqlite3.connect(f"{path.as_uri()}?mode=ro&{how}", uri=True, timeout=BUSY_TIMEOUT_MS / 1000)
+            try:
+                _refuse_newer(db, path)
+            except BaseException:
+                db.close()
+                raise
+        except (sqlite3.Error, ValueError) as error:
+            raise JournalUnusable(path=str(path), reason=str(error)) from None
+        return cls(path, db, moved_aside=None)
+
+    @classmethod
     def _mend(cls, path: Path) -> Journal:
         """Replace a damaged file, unless another process has done so meanwhile; one process at a time."""
         lock = OwnerLock(path.with_name(f"{path.name}.mend.lock"))

@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.platform import PlatformProcess, clean_env
 
-HEAVY = ("mcp", "httpx", "sqlalchemy", "starlette", "uvicorn", "alembic", "websockets")
+HEAVY = ("mcp", "httpx", "sqlalchemy", "starlette", "uvicorn", "alembic", "websockets", "prompt_toolkit")
 
 
 def run(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:

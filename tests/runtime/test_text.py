@@ -11,6 +11,7 @@ from molecule_runtime.text import (
     clean_name,
     cut_bytes,
     cut_code_points,
+    printable,
     redact,
     well_formed,
 )
@@ -128,3 +129,20 @@ def test_half_a_character_becomes_a_replacement_character(text: str, whole: str)
     """Ours: JSON can carry a lone surrogate, UTF-8 cannot."""
     assert well_formed(text) == whole
     assert whole.encode().decode() == whole
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain 你好 👩‍👩‍👧 שלום\u200f e\u0301", None),
+        ("a\tb\nc\r\nd", "a\tb\nc\nd"),
+        ("\x1b[31mred\x1b]0;title\x07", "␛[31mred␛]0;title␇"),
+        ("ok\rgone\x08\x7f\x00", "ok␍gone␈␡␀"),
+        ("\x9b31m \u202egnp.exe\u2066", "\ufffd31m \ufffdgnp.exe\ufffd"),
+        ("one\u2028two", "one\ntwo"),
+        ("torn \ud83d", "torn \ufffd"),
+    ],
+)
+def test_what_is_shown_on_a_terminal_holds_no_orders_for_it(text: str, shown: str | None) -> None:
+    """Ours: an answer is other people's text; letters and emoji of every script stay as they are."""
+    assert printable(text) == (text if shown is None else shown)
