@@ -75,6 +75,14 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self._master, text.encode())
 
+    def typed_to_the_end(self, key: str) -> bool:
+        """Press a key; True once the program has ended."""
+        if self.process.poll() is None:
+            self.type(key)
+            self.screen()
+            time.sleep(0.2)
+        return self.process.poll() is not None
+
     def modes(self) -> list[object]:
         """The terminal's modes: echo, line by line or key by key ..."""
         return termios.tcgetattr(self.slave)
