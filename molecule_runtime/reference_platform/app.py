@@ -44,6 +44,7 @@ KEEP_ALIVE_S = 75
 CORS_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 CORS_HEADERS = ("Origin", "Content-Type", "X-Workspace-ID", "Authorization")
 SHUTDOWN_S = 5
+CLOSE_S = 4.0
 
 
 def create_app(config: PlatformConfig, *, clock: Clock | None = None) -> Starlette:
@@ -104,7 +105,8 @@ async def _lifespan(app: Starlette) -> AsyncIterator[None]:
                 with suppress(asyncio.CancelledError):
                     await sweeping
     finally:
-        await parts.store.close()
+        with anyio.move_on_after(CLOSE_S):  # a database that does not answer must not hold up the end
+            await parts.store.close()
 
 
 async def _refused(_request: Request, error: Exception) -> Response:

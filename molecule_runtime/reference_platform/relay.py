@@ -51,6 +51,7 @@ BATCH = 500
 RETRY_FIRST_S = 0.1
 RETRY_LONGEST_S = 5.0
 """Pauses after a failure, doubling."""
+LEAVE_S = 4.0
 FAREWELL_S = 2.0
 """Seconds that a process which ends takes at most to pass on its last events."""
 
@@ -114,7 +115,8 @@ class Relay:
         try:
             yield
         finally:
-            with anyio.CancelScope(shield=True):
+            # Bounded, because a database that does not answer must not hold up the end of the process.
+            with anyio.move_on_after(LEAVE_S, shield=True):
                 await self._say_farewell()
                 for task in tasks:
                     task.cancel()

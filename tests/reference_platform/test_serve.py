@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Self
 
 import anyio
 import httpx
@@ -18,9 +21,12 @@ from molecule_runtime.errors import SettingsError
 from molecule_runtime.reference_platform.app import KEEP_ALIVE_S, serve
 from molecule_runtime.reference_platform.config import PlatformConfig
 from molecule_runtime.reference_platform.store.engine import StoreError
+from tests.support.postgres import ACCOUNT, Cluster
 
 from .support import Database, served
 
+GONE_S = 15.0
+"""SHUTDOWN_S for requests, LEAVE_S for the relay, CLOSE_S for the store, and a little."""
 PROGRAM = """
 import asyncio, sys
 from molecule_runtime.reference_platform.app import KEEP_ALIVE_S, serve
@@ -83,3 +89,64 @@ async def test_a_signal_ends_the_process_after_a_clean_shutdown(database: Databa
             os.kill(process.pid, sign)
             assert await process.wait() == -sign
     assert not write_ahead_log.exists()
+
+
+class Hung:
+    """A way to a PostgreSQL server that lets everything through until it hangs, as a lost network does."""
+
+    def __init__(self, server: Path) -> None:
+        self._server = str(server)
+        self._listener: asyncio.Server | None = None
+        self._flows = asyncio.Event()
+        self._flows.set()
+        self._writers: list[asyncio.StreamWriter] = []
+        self._passing: set[asyncio.Task[None]] = set()
+        self.port = 0
+
+    async def __aenter__(self) -> Self:
+        self._listener = await asyncio.start_server(self._pass, "127.0.0.1", 0)
+        self.port = self._listener.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._listener is not None
+        self._listener.close()
+        for writer in self._writers:
+            writer.transport.abort()
+        self._flows.set()
+        await asyncio.gather(*self._passing, return_exceptions=True)
+
+    def hang(self) -> None:
+        self._flows.clear()
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        passing = asyncio.current_task()
+        assert passing is not None
+        self._passing.add(passing)
+        there, back = await asyncio.open_unix_connection(self._server)
+        self._writers += [writer, back]
+        await asyncio.gather(self._pump(reader, back), self._pump(there, writer))
+
+    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while data := await source.read(65_536):
+                await self._flows.wait()
+                sink.write(data)
+                await sink.drain()
+            sink.close()
+
+
+async def test_a_database_that_no_longer_answers_does_not_hold_up_the_end(cluster: Cluster) -> None:
+    """The process ends within a bound whatever its database does (ours)."""
+    name = cluster.create()
+    async with Hung(cluster.directory / ".s.PGSQL.5432") as way:
+        url = f"postgresql+asyncpg://{ACCOUNT}@127.0.0.1:{way.port}/{name}"
+        async with await anyio.open_process([sys.executable, "-c", PROGRAM, url], stderr=subprocess.DEVNULL) as process:
+            assert process.stdout is not None
+            with anyio.fail_after(20):
+                await process.stdout.receive()
+            way.hang()
+            os.kill(process.pid, signal.SIGTERM)
+            with anyio.fail_after(GONE_S):
+                await process.wait()
+    cluster.drop(name)
