@@ -15,7 +15,7 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	@$(MAKE) --no-print-directory clients || echo "Not all clients could be installed: their tests are skipped."
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 3 --dist worksteal
 
 clients: $(CLIENTS_STAMP)
 
