@@ -36,8 +36,8 @@ from molecule_runtime.text import cut_code_points
 from molecule_runtime.workspace import Roles, Workspace
 
 PUSH_AFTER_S = 0.2
-PUSH_CHECK_S = 5.0
-"""How soon a process that took the inbox over pushes what its predecessor's host never saw."""
+PUSH_CHECK_S = 60.0
+"""Everything that makes something to push is announced; this is for what nobody thought of."""
 PUSHED_AT_ONCE = 20
 REVIVE_AFTER_S = 5.0
 """How long a workspace that a defect ended stays down; it counts as gone only after 90 s (contract 2.4)."""

@@ -289,6 +289,7 @@ class Workspace:
         )
         doorbell = Doorbell(self.client, poller.ring, clock=self._clock)
         self._poller = poller
+        mailbox.announce()  # what the process before this one left is ours to push now
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(doorbell.run)
             tasks.start_soon(poller.run)
