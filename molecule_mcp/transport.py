@@ -30,6 +30,8 @@ ANSWER_GRACE_S = 0.15
 FLUSH_S = 0.5
 """With the rest of the way out this stays within the second a host that no longer reads is given (agent-side 2)."""
 
+MAX_INTEGER_DIGITS = 300
+
 RequestId = str | int
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -152,7 +154,7 @@ def read_message(line: bytes | Overlong) -> SessionMessage | Refusal | None:
     if not text.strip():
         return None
     try:
-        body = json.loads(text, parse_constant=_refuse_constant)
+        body = json.loads(text, parse_constant=_refuse_constant, parse_int=_integer)
         if "\\ud" in text.lower():
             body = _without_lone_surrogates(body)
     except (ValueError, RecursionError):
@@ -198,6 +200,11 @@ def _without_lone_surrogates(body: Any) -> Any:
 def _is_modern(params: object) -> bool:
     meta = params.get("_meta") if isinstance(params, dict) else None
     return isinstance(meta, dict) and mcp_types.PROTOCOL_VERSION_META_KEY in meta
+
+
+def _integer(text: str) -> int | None:
+    """An integer of JSON; None for one that Python refuses to read, so that its request can still be answered."""
+    return int(text) if len(text) <= MAX_INTEGER_DIGITS else None
 
 
 def _refuse_constant(name: str) -> NoReturn:

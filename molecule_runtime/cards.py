@@ -54,12 +54,19 @@ class AgentCard:
         """Replace the card on the platform, then keep it. A card without a name keeps the current one.
 
         Raises:
-            InvalidArgument: it is too large; nothing was changed.
+            InvalidArgument: it is too large, or name or skills are of the wrong kind; nothing was changed.
             PlatformError: the platform did not take it; nothing was changed.
             StateDirUnwritable: the platform has it, but it could not be kept.
         """
-        new = {"name": self.current().get("name"), **card}
-        text = json.dumps(new, ensure_ascii=False)
+        new = {"name": self.current().get("name"), **{key: value for key, value in card.items() if value is not None}}
+        if not isinstance(new["name"], str) or not new["name"].strip():
+            raise InvalidArgument(argument="card", reason="its name must be a text that is not empty")
+        if not isinstance(new.get("skills", []), list):
+            raise InvalidArgument(argument="card", reason="its skills must be a list")
+        try:
+            text = json.dumps(new, ensure_ascii=False, allow_nan=False)
+        except ValueError:
+            raise InvalidArgument(argument="card", reason="it holds a number that JSON cannot carry") from None
         if len(text.encode()) > MAX_CARD_BYTES:
             raise InvalidArgument(argument="card", reason=f"it is larger than {MAX_CARD_BYTES // 1024} kB")
         await client.update_card(new)

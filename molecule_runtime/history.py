@@ -39,10 +39,11 @@ class Line:
 
 @dataclass(frozen=True)
 class Page:
-    """Lines, oldest first; `reached_end` when nothing older is left."""
+    """Lines, oldest first; `reached_end` when nothing older is left, else what is older is older than `oldest`."""
 
     lines: tuple[Line, ...]
     reached_end: bool
+    oldest: str | None = None
 
 
 async def with_user(client: PlatformClient, limit: int, before: datetime | None = None) -> Page:
@@ -61,7 +62,7 @@ async def with_user(client: PlatformClient, limit: int, before: datetime | None 
         )
         for message in history.messages
     )
-    return Page(lines, history.reached_end)
+    return Page(lines, history.reached_end, oldest=lines[0].created_at if lines else None)
 
 
 async def with_peer(client: PlatformClient, peer_id: str, limit: int, before: datetime | None = None) -> Page:
@@ -72,7 +73,8 @@ async def with_peer(client: PlatformClient, peer_id: str, limit: int, before: da
     """
     rows = await client.conversation(peer_id, limit=limit, before=before)
     lines = [line for row in reversed(rows) for line in _lines(row, client.workspace_id, peer_id)]
-    return Page(tuple(lines), reached_end=len(rows) < limit)
+    # The last row read, whether or not it is part of the talk: the next page begins before it.
+    return Page(tuple(lines), reached_end=len(rows) < limit, oldest=rfc3339(rows[-1].created_at) if rows else None)
 
 
 def _lines(row: ActivityRow, own_id: str, peer_id: str) -> list[Line]:

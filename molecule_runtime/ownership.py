@@ -64,6 +64,8 @@ class Ownership:
         self._epoch: int | None = None
         self.held = False
         self.lock_error: LocalStateError | None = None
+        self.sign_error: JournalUnusable | None = None
+        """Why nobody can sign now, such as a process that was stopped in the middle of a write."""
 
     async def hold(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Do `work` whenever it is this process's turn, until cancelled. `work` is cancelled when its turn is over."""
@@ -97,8 +99,13 @@ class Ownership:
             return has_lock
         try:
             epoch = await register.journal.off_loop(self._sign, register, has_lock)
-        except JournalUnusable:
-            return has_lock
+        except JournalUnusable as error:
+            self.sign_error = error
+            if has_lock or self._needs_lock:
+                return has_lock
+            # Two beats harm nobody, none at all shows a working agent as gone.
+            return await register.journal.off_loop(self._is_stale, register)
+        self.sign_error = None
         if epoch is None:
             if has_lock:
                 self._release()  # another acts in the place of one that was stopped
@@ -121,6 +128,14 @@ class Ownership:
             self._job, session=register.session, pid=register.pid, now=now, after=last.epoch if last else 0
         )
 
+    def _is_stale(self, register: Register) -> bool:
+        """Whether the last owner has not signed for too long, as far as it can be read."""
+        try:
+            last = register.journal.owner(self._job)
+        except JournalUnusable:
+            return False
+        return last is not None and self._clock.now().timestamp() - last.stamped_at > STALE_S
+
     async def _until_superseded(self) -> None:
         """Sign again and again; returns when another has signed meanwhile."""
         while True:
@@ -133,7 +148,9 @@ class Ownership:
                     self._epoch = await register.journal.off_loop(self._sign, register, True)
                 elif not await register.journal.off_loop(self._renew, register, self._epoch):
                     return
+                self.sign_error = None
             except JournalUnusable as error:
+                self.sign_error = error
                 log.debug("ownership.not_signed", job=self._job, detail=str(error))
             self._try_lock()  # it is free when the stopped process it was taken over from has ended
 

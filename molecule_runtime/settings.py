@@ -104,7 +104,7 @@ def _token(value: Any) -> Any:
         return None
     text = value.get_secret_value() if isinstance(value, SecretStr) else str(value)
     text = text.strip()
-    flaw = token_flaw(text)
+    flaw = token_flaw(text) if text else "is empty"
     if flaw is not None:
         raise ValueError(flaw)
     return text
@@ -399,19 +399,23 @@ def _read_list(text: str, base_url: str | None) -> tuple[tuple[WorkspaceSettings
     twice = [known for known, count in Counter(ids).items() if known is not None and count > 1 and known != "none"]
     if twice:
         places = " and ".join(str(place) for place, known in enumerate(ids, 1) if known == twice[0])
-        return fatal(f"names the same workspace in entries {places}")
+        summary = f"{name} names the same workspace in entries {places}"
+        doubtful = [Problem(f"settings.{name}", summary, "Keep one of them.")]
+        for place, entry in enumerate(entries, 1):
+            doubtful += _read_entry(place, entry, base_url)[1]
+        return (), [], doubtful
     served: list[WorkspaceSettings] = []
     left_out: list[Problem] = []
     for place, entry in enumerate(entries, 1):
-        workspace, problems = _read_entry(f"{name} entry {place}", entry, base_url)
+        workspace, problems = _read_entry(place, entry, base_url)
         served += [workspace] if workspace is not None else []
         left_out += problems
     return tuple(served), left_out, []
 
 
-def _read_entry(where: str, entry: object, base_url: str | None) -> tuple[WorkspaceSettings | None, list[Problem]]:
-    """One entry, or everything that is wrong with it; `where` is "MOLECULE_WORKSPACES entry 2"."""
-    id = f"settings.{where.partition(' ')[0]}"
+def _read_entry(place: int, entry: object, base_url: str | None) -> tuple[WorkspaceSettings | None, list[Problem]]:
+    """One entry of MOLECULE_WORKSPACES (the first is 1), or everything that is wrong with it."""
+    where, id = f"MOLECULE_WORKSPACES entry {place}", "settings.MOLECULE_WORKSPACES"
     if not isinstance(entry, dict):
         return None, [Problem(id, f"{where} is not an object", f"The whole must be {_LIST_FORM}.")]
     told = {str(key): value for key, value in entry.items() if value not in (None, "")}

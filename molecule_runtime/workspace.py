@@ -34,7 +34,7 @@ from molecule_runtime.inbox.classify import Message
 from molecule_runtime.inbox.journal import Journal
 from molecule_runtime.inbox.mailbox import Arrivals, Mailbox
 from molecule_runtime.inbox.poller import Poller, peers_in
-from molecule_runtime.ownership import Ownership, Register
+from molecule_runtime.ownership import STALE_S, Ownership, Register
 from molecule_runtime.peers import PeerDirectory
 from molecule_runtime.presence import Presence, PresenceSnapshot, PresenceState
 from molecule_runtime.settings import Settings, WorkspaceSettings
@@ -184,6 +184,14 @@ class Workspace:
         for job, ownership in (("beat", self._beat), ("inbox", self._inbox)):
             if ownership.lock_error is not None:
                 found.append(_problem(f"state.{job}_lock", ownership.lock_error))
+            if ownership.sign_error is not None:
+                found.append(
+                    Problem(
+                        f"state.{job}_unsigned",
+                        f"Which process does the {job} cannot be written down: {ownership.sign_error.reason}.",
+                        "If a process of this workspace is stopped (Ctrl-Z, a debugger), let it go on or end it.",
+                    )
+                )
         if self._inbox_error is not None:
             found.append(_problem("inbox.unusable", self._inbox_error))
         if self._journal is not None and self._journal.moved_aside is not None:
@@ -341,7 +349,8 @@ class Workspace:
         if owner is None or self._mailbox is None:
             return own, None
         told = own | owner.detail
-        if await self._journal.off_loop(self._mailbox.is_alive, owner.session):
+        is_fresh = self._clock.now().timestamp() - owner.stamped_at <= STALE_S
+        if is_fresh and await self._journal.off_loop(self._mailbox.is_alive, owner.session):
             return told, owner.pid
         since = rfc3339(datetime.fromtimestamp(owner.stamped_at, UTC))
         return told | {"state": PresenceState.STOPPED.value, "since": since}, None

@@ -7,11 +7,13 @@ what was missed is read from the history; `Transcript` sees to it that nothing i
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Coroutine
+from contextlib import suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
@@ -325,7 +327,11 @@ class Talk:
 
 
 def _stdin_lines() -> asyncio.Queue[str | None]:
-    """The lines of stdin as they come, and None at their end; read by a thread that nobody has to wait for."""
+    """The lines of stdin as they come, and None at their end; read by a thread that nobody has to wait for.
+
+    Read from the descriptor: a thread that waits in Python's buffered reader holds a lock that the interpreter wants on
+    its way out.
+    """
     loop = asyncio.get_running_loop()
     lines: asyncio.Queue[str | None] = asyncio.Queue()
 
@@ -336,9 +342,14 @@ def _stdin_lines() -> asyncio.Queue[str | None]:
             return  # the chat has ended
 
     def read() -> None:
-        if sys.stdin is not None:
-            for raw in iter(sys.stdin.buffer.readline, b""):
-                put(raw.decode("utf-8", "replace").rstrip("\r\n"))
+        rest = b""
+        with suppress(OSError, ValueError, AttributeError):  # there is no stdin, or it was closed
+            while chunk := os.read(sys.stdin.fileno(), 65_536):
+                *lines_read, rest = (rest + chunk).split(b"\n")
+                for raw in lines_read:
+                    put(raw.decode("utf-8", "replace").rstrip("\r"))
+        if rest:
+            put(rest.decode("utf-8", "replace"))
         put(None)
 
     threading.Thread(target=read, name="molecule-stdin", daemon=True).start()

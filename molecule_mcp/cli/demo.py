@@ -83,7 +83,9 @@ def demo(
 ) -> None:
     """Show the whole main job: platform, agent online, a message, its answer, the end."""
     try:
-        import uvicorn  # noqa: F401 - only to name the extra before anything starts
+        import uvloop  # noqa: F401 - only to name the extra before anything starts
+
+        import molecule_runtime.reference_platform.app  # noqa: F401
     except ModuleNotFoundError as missing:
         raise typer.Exit(_output.missing_extra("platform", missing.name)) from None
     report = Report(as_json=as_json)

@@ -136,7 +136,8 @@ def _error_text(context: ToolContext, error: MoleculeError) -> str:
 
 def _validate(tool: Tool, arguments: Mapping[str, Any] | None) -> Arguments:
     try:
-        return tool.arguments.model_validate(dict(arguments or {}))
+        given = {name: value for name, value in (arguments or {}).items() if value is not None}  # null says: not given
+        return tool.arguments.model_validate(given)
     except ValidationError as invalid:
         first = invalid.errors()[0]
         name = ".".join(str(part) for part in first["loc"]) or "arguments"

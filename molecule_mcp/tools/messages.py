@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import uuid
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, AwareDatetime, Field, TypeAdapter
@@ -18,28 +19,32 @@ from molecule_runtime.runtime import Runtime
 MAX_RESULT_BYTES = 9_000
 """A host cuts results at about 10 kB (clients.md 4): what does not fit is the next page."""
 LINE_CODE_POINTS = 2_000
+_DATE = re.compile(r"\d{4}-\d\d-\d\d[Tt ]")
 
 
 def _peer_id(text: str) -> str:
     if text.strip():
         try:
-            uuid.UUID(text.strip())
+            return str(uuid.UUID(text.strip()))
         except ValueError:
             raise ValueError("must be a peer's id, a UUID; list_peers has it") from None
-    return text.strip().lower()
+    return ""
 
 
 def _time_text(text: str) -> str:
     if text.strip():
         try:
+            if not _DATE.match(text.strip()):
+                raise ValueError
             _moment(text)
-        except ValueError:
+        except (ValueError, OverflowError):
             raise ValueError("must be an RFC3339 time such as 2026-01-31T09:30:00Z") from None
     return text.strip()
 
 
 def _moment(text: str) -> datetime | None:
-    return TypeAdapter(AwareDatetime).validate_strings(text.strip()) if text.strip() else None
+    """The moment in UTC; OverflowError for one that no calendar has."""
+    return TypeAdapter(AwareDatetime).validate_strings(text.strip()).astimezone(UTC) if text.strip() else None
 
 
 class ChatHistoryArguments(Arguments):
@@ -87,8 +92,10 @@ def fit(page: Page) -> dict[str, Any]:
             break
         first = start
     result: dict[str, Any] = {"messages": shown[first:], "reached_end": page.reached_end and first == 0}
-    if not result["reached_end"] and result["messages"]:
-        result["before_ts"] = result["messages"][0]["created_at"]
+    if first > 0:
+        result["before_ts"] = shown[first]["created_at"]
+    elif not page.reached_end and page.oldest is not None:
+        result["before_ts"] = page.oldest
     return result
 
 

@@ -164,6 +164,23 @@ def test_other_ends_of_a_talk(platform_process: PlatformProcess, end: str, code:
         assert ("was removed on the platform" in screen) == (end == "removed")
 
 
+@pytest.mark.parametrize(("end", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_pipe_that_stays_open_does_not_hold_up_the_end(
+    platform_process: PlatformProcess, end: signal.Signals, code: int
+) -> None:
+    """Agent-side 2: a thread that still reads the input must not abort the interpreter on its way out."""
+    settings = platform_process.create_workspace(f"chat {uuid.uuid4().hex[:8]}")
+    agent = Agent(platform_process, settings)
+    agent.says("are you there?")
+    with Piped("chat", "--json", **user_of(settings)) as piped:
+        assert piped.json_line(type="message")["text"] == "are you there?"
+        piped.say("yes\n")
+        eventually(lambda: platform_process.chat(agent.id)[-1] == ("user", "yes"), within_s=10)
+        piped.process.send_signal(end)
+        assert piped.exit_code(within_s=10) == code
+        assert "Fatal" not in piped.stderr()
+
+
 def test_a_pipe_waits_for_the_answer(platform_process: PlatformProcess) -> None:
     """Agent-side 7: after the end of the input an answer is waited for, and then it ends."""
     settings = platform_process.create_workspace(f"chat {uuid.uuid4().hex[:8]}")

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 
-from molecule_mcp.tools.messages import LINE_CODE_POINTS, fit
+import pytest
+
+from molecule_mcp.tools._base import _validate
+from molecule_mcp.tools.messages import LINE_CODE_POINTS, TOOLS, fit
+from molecule_runtime.errors import InvalidArgument
 from molecule_runtime.history import Line, Page, Speaker
 
 SHOWN_WHOLE = 10_000
@@ -55,3 +59,20 @@ def test_a_very_long_text_is_cut_and_said_to_be() -> None:
     """One message must not push out all others."""
     (shown,) = fit(Page(lines(1, 5_000), reached_end=True))["messages"]
     assert (len(shown["text"]), shown["text_truncated"]) == (LINE_CODE_POINTS, True)
+
+
+def test_a_page_without_a_line_still_leads_to_the_next() -> None:
+    """agent-side 5: rows that are no part of the talk must not be its end."""
+    result = fit(Page((), reached_end=False, oldest="2026-01-01T00:00:00.000000Z"))
+    assert result == {"messages": [], "reached_end": False, "before_ts": "2026-01-01T00:00:00.000000Z"}
+
+
+def test_what_a_model_writes_for_nothing_counts_as_not_given() -> None:
+    """agent-side 5: null is how some models leave an argument out; ids and times are read kindly or refused."""
+    tool = next(one for one in TOOLS if one.name == "chat_history")
+    args = _validate(tool, {"limit": None, "peer_id": "{22222222-2222-4222-8222-222222222222}", "before_ts": None})
+    assert args.model_dump() == {"limit": 20, "peer_id": "22222222-2222-4222-8222-222222222222", "before_ts": ""}
+    for moment in ("12", "1700000000", "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", "2026-01-01T00:00:00"):
+        with pytest.raises(InvalidArgument) as refused:
+            _validate(tool, {"before_ts": moment})
+        assert refused.value.argument == "before_ts"

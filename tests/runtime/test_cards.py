@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+from typing import Any
 
 import pytest
 import respx
@@ -25,7 +26,7 @@ async def test_a_card_that_was_set_is_told_to_the_platform_and_registered_again(
     ours, others = AgentCard(DEFAULT, state), AgentCard(DEFAULT, state)
     assert others.current() == DEFAULT
     async with client_of(platform, member) as client:
-        await ours.update(client, {"description": "画家", "skills": ["paint"]})
+        await ours.update(client, {"name": None, "description": "画家", "skills": ["paint"]})
         new = {"name": "laptop", "description": "画家", "skills": ["paint"]}
         assert (await client.get_workspace()).agent_card == new
         assert (ours.current(), others.current()) == (new, new)
@@ -42,8 +43,16 @@ async def test_a_card_that_is_refused_changes_nothing(state: WorkspaceState) -> 
     async with lone_client() as client:
         with pytest.raises(Rejected):
             await card.update(client, {"name": "x"})
-        with pytest.raises(InvalidArgument):
-            await card.update(client, {"name": "x" * MAX_CARD_BYTES})
+        odd: list[dict[str, Any]] = [
+            {"name": "x" * MAX_CARD_BYTES},
+            {"name": 5},
+            {"name": " "},
+            {"skills": "paint"},
+            {"load": float("inf")},
+        ]
+        for one in odd:
+            with pytest.raises(InvalidArgument):
+                await card.update(client, one)
     assert (card.current(), state.agent_card_file.exists()) == (DEFAULT, False)
 
 

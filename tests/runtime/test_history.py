@@ -7,6 +7,7 @@ from typing import Any
 
 from molecule_runtime import history, messages
 from molecule_runtime.history import Page
+from molecule_runtime.wire.activity import ActivityReport
 from tests.reference_platform.support import Member, Platform
 
 from .support import client_of
@@ -58,3 +59,18 @@ async def test_a_talk_with_a_peer_has_both_sides_and_nobody_elses(platform: Plat
         before = datetime.fromisoformat(first.lines[0].created_at)
         assert said(await history.with_peer(ours, peer.id, 1, before)) == [("peer", "can you?")]
         assert said(await history.with_peer(ours, other.id, 10)) == [("agent", "not for the peer"), ("peer", "at once")]
+
+
+async def test_rows_that_are_no_part_of_a_talk_are_passed_over_page_by_page(platform: Platform, member: Member) -> None:
+    """agent-side 5: what is older stays reachable behind a page of other rows."""
+    await platform.register(member)
+    peer = await platform.join("peer")
+    async with client_of(platform, member) as client:
+        await messages.report_sent(client, peer.id, "long ago", answer=None)
+        for _ in range(3):
+            await client.report(ActivityReport(activity_type="agent_log", target_id=peer.id, summary="thinking"))
+        page = await history.with_peer(client, peer.id, 2)
+        assert (page.lines, page.reached_end) == ((), False)
+        assert page.oldest is not None
+        older = await history.with_peer(client, peer.id, 2, datetime.fromisoformat(page.oldest))
+    assert said(older) == [("agent", "long ago")]

@@ -176,3 +176,21 @@ def test_an_epoch_begins_only_after_the_one_that_was_seen(tmp_path: Path, after:
     journal = Journal.open(tmp_path / "inbox.sqlite3")
     assert journal.begin_epoch("beat", session="a", pid=1, now=1.0, after=after) == epoch
     journal.close()
+
+
+async def test_a_beat_goes_on_unsigned_when_the_stopped_owner_holds_the_journal(tmp_path: Path) -> None:
+    """agent-side 4: a process stopped in the middle of a write keeps everybody from signing, but not from beating."""
+    async with contenders(tmp_path, "stopped", "next") as (stopped, after):
+        after.ownership._needs_lock = False  # as the beat is
+        after.journal._db.execute("PRAGMA busy_timeout = 20")
+        stopped.journal._db.execute("BEGIN IMMEDIATE")  # where it was stopped
+        await after.live(STALE_S - 2 * CHECK_S)
+        assert not after.holds
+        with anyio.fail_after(10):
+            while not after.holds:
+                await after.live(CHECK_S)
+        assert after.ownership.sign_error is not None
+        stopped.journal._db.execute("ROLLBACK")
+        await after.live(2 * STAMP_EVERY_S)
+        assert after.ownership.sign_error is None
+        await until(lambda: after.journal.owner("beat").session == "next")

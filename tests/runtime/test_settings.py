@@ -320,6 +320,7 @@ KEYS = "id, platform_url, token, token_file"
         ({"token": TOKEN}, "entry 2: id is not set"),
         ({"id": "laptop"}, "entry 2: id must be a UUID such as 8c0f7b9e-2f0a-4b6e-9f0f-3f2f6c1d7a55"),
         ({"id": 7}, "entry 2: id must be a UUID such as 8c0f7b9e-2f0a-4b6e-9f0f-3f2f6c1d7a55"),
+        ({"id": OTHER, "token": " \t"}, "entry 2: token is empty"),
         ({"id": OTHER, "token": "two hunter22"}, "entry 2: token must be one token without white space inside"),
         ({"id": OTHER, "token_file": TOKEN}, "entry 2: token_file must be the path of a file, not the token itself"),
         ({"id": OTHER, "platform_url": "hunter22"}, f"entry 2: platform_url {A_URL}"),
@@ -352,7 +353,18 @@ def test_a_list_that_cannot_be_meant_is_refused_whole(text: str, complaint: str)
     """agent-side 1: duplicate ids, not JSON, empty array: an error with the position."""
     (problem,) = list_problems(text)
     assert problem.summary == f"MOLECULE_WORKSPACES {complaint}"
-    assert problem.fix.startswith("It must be a list such as [")
+    assert problem.fix.startswith(
+        "Keep one of them" if "same workspace" in complaint else "It must be a list such as ["
+    )
+
+
+def test_a_workspace_told_twice_does_not_hide_what_else_is_wrong() -> None:
+    """agent-side 2: all problems at once."""
+    found = list_problems(json.dumps([{"id": OTHER}, {"id": "x"}, {"id": OTHER}]))
+    assert [problem.summary.removeprefix("MOLECULE_WORKSPACES ")[:20] for problem in found] == [
+        "names the same works",
+        "entry 2: id must be ",
+    ]
 
 
 def test_a_bad_list_is_reported_together_with_everything_else() -> None:
