@@ -70,7 +70,6 @@ class Canvas(PlatformClient):
             CanvasRefused, Unreachable: also while events are read.
         """
         endpoint = "GET /ws"
-        await self.get_workspace()  # an HTTP answer says more about a wrong address than a handshake that fails
         try:
             async with connect(
                 websocket_url(self.base_url),

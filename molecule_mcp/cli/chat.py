@@ -201,6 +201,7 @@ class Talk:
         failures = 0
         while True:
             try:
+                await self._canvas.get_workspace()  # says more about a wrong address than a handshake that fails
                 async with self._canvas.listen() as events:
                     await self._catch_up()
                     await self._tell_status()

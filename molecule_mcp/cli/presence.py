@@ -78,6 +78,8 @@ class _Stop:
     def __init__(self) -> None:
         self.exit_code = 0
         self._cancel: Callable[[], object] | None = None
+        self._bell, self._rope = os.pipe()
+        threading.Thread(target=self._cut, name="molecule-cut", daemon=True).start()
         signal.signal(signal.SIGINT, self._on_signal)
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -93,10 +95,14 @@ class _Stop:
         self.exit_code = 128 + number
         if self._cancel is None:
             os._exit(self.exit_code)
-        cut = threading.Timer(LEAVE_WITHIN_S, os._exit, (self.exit_code,))
-        cut.daemon = True
-        cut.start()
+        os.write(self._rope, b"!")  # a handler may take no lock, so it starts no thread either
         self._cancel()
+
+    def _cut(self) -> None:
+        """Wait for a signal, then for as long as the way out may take."""
+        os.read(self._bell, 1)
+        time.sleep(LEAVE_WITHIN_S)
+        os._exit(self.exit_code)
 
 
 class _Aside(io.TextIOBase):
