@@ -33,7 +33,7 @@ class Agent:
 def agent(platform_process: PlatformProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
     settings = platform_process.create_workspace("concurrent")
     state: Path = tmp_path_factory.mktemp("state")
-    with Host(settings, state=state) as host:
+    with Host(settings, state=state, MOLECULE_MCP_PUSH="off") as host:  # pushes have tests of their own
         host.initialize()
         yield Agent(host, platform_process, settings["WORKSPACE_ID"])
 
