@@ -17,10 +17,15 @@ LEDGER_PREVIEW_BYTES = 4096
 NAME_CODE_POINTS = 64
 """Longest peer name or role shown to an agent (agent-side 4)."""
 
+FILE_NAME_CHARS = 100
+EXTENSION_CHARS = 16
+"""Longest file name, and longest extension (its dot included) that a cut spares (contract 5.2)."""
+
 _ANGLES = frozenset("<>＜＞﹤﹥")
 """Brackets by use, though Unicode files them as mathematics."""
 _NOT_IN_NAMES = frozenset({"Cc", "Cf", "Cs", "Co", "Ps", "Pe"})
 """Unicode categories: control, format (bidi), surrogate, private use, opening and closing brackets."""
+_NOT_IN_FILE_NAMES = re.compile(r"[^a-zA-Z0-9._-]")
 _SIGNS = (
     {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"}
     | {0x7F: "\u2421"}
@@ -68,6 +73,19 @@ def clean_name(name: object) -> str | None:
         if char.isspace() or (char not in _ANGLES and unicodedata.category(char) not in _NOT_IN_NAMES)
     )
     return " ".join(kept.split())[:NAME_CODE_POINTS].strip() or None
+
+
+def safe_file_name(name: str) -> str:
+    """A file's name as it may stand on any disk and in any header: `[a-zA-Z0-9._-]`, at most 100 (contract 5.2).
+
+    Platform and agent must agree case by case. "/" and "a/" name no file and become "file", as does a name of dots.
+    """
+    cleaned = _NOT_IN_FILE_NAMES.sub("_", name.rpartition("/")[2])
+    if len(cleaned) > FILE_NAME_CHARS:
+        dot = cleaned.rfind(".")
+        extension = cleaned[dot:] if dot >= 0 and len(cleaned) - dot <= EXTENSION_CHARS else ""
+        cleaned = cleaned[: FILE_NAME_CHARS - len(extension)] + extension
+    return "file" if cleaned in ("", ".", "..") else cleaned
 
 
 def printable(text: str) -> str:
