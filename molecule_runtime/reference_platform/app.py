@@ -37,7 +37,16 @@ from molecule_runtime.reference_platform.middleware import (
 from molecule_runtime.reference_platform.parts import Parts, build_parts
 from molecule_runtime.reference_platform.rate_limit import RateLimit
 from molecule_runtime.reference_platform.refusals import Refusal
-from molecule_runtime.reference_platform.routes import activity, health, messages, registry, tokens, workspaces, ws
+from molecule_runtime.reference_platform.routes import (
+    activity,
+    health,
+    messages,
+    registry,
+    tokens,
+    uploads,
+    workspaces,
+    ws,
+)
 
 KEEP_ALIVE_S = 75
 """Idle seconds before a connection is closed: longer than three beats of 20 s, so that agents keep theirs."""
@@ -69,6 +78,7 @@ def _routes() -> list[BaseRoute]:
         *tokens.routes(),
         *messages.routes(),
         *activity.routes(),
+        *uploads.routes(),
         *ws.routes(),
     ]
 

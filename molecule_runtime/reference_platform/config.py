@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from molecule_runtime.errors import Problem, SettingsError
+from molecule_runtime.wire.uploads import MAX_FILE_BYTES, MAX_REQUEST_BYTES
 
 STALE_AFTER_S = 90.0
 """Silence after which an external workspace shows as awaiting its agent (contract 2.4)."""
@@ -22,6 +23,11 @@ SWEEP_INTERVAL_S = 15.0
 ACTIVITY_RETENTION_DAYS = 7.0
 """Age at which activity rows, and with them the chat, are deleted (contract 4.3)."""
 ACTIVITY_CLEANUP_INTERVAL_HOURS = 6.0
+PENDING_UPLOADS_TTL_S = 86_400.0
+"""How long a staged file waits to be fetched and acked (contract 5.6)."""
+PENDING_UPLOADS_ACK_RETENTION_S = 3600.0
+"""How long an acked file stays for the canvas (contract 5.6)."""
+PENDING_UPLOADS_SWEEP_S = 300.0
 LONGEST_RETENTION_DAYS = 36_500.0
 """A century stands for "never" and still makes a date."""
 CORS_ORIGINS = ("http://localhost:3000", "http://localhost:3001")
@@ -50,6 +56,11 @@ class PlatformConfig:
     rate_limit: int = 0
     activity_retention_days: float = ACTIVITY_RETENTION_DAYS
     activity_cleanup_interval_hours: float = ACTIVITY_CLEANUP_INTERVAL_HOURS
+    upload_max_file_bytes: int = MAX_FILE_BYTES
+    upload_max_request_bytes: int = MAX_REQUEST_BYTES
+    pending_uploads_ttl_s: float = PENDING_UPLOADS_TTL_S
+    pending_uploads_ack_retention_s: float = PENDING_UPLOADS_ACK_RETENTION_S
+    pending_uploads_sweep_s: float = PENDING_UPLOADS_SWEEP_S
 
     def __post_init__(self) -> None:
         if not is_loopback(self.host) and not self.admin_token:

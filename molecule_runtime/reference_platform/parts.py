@@ -20,9 +20,11 @@ from molecule_runtime.reference_platform.services.forwarding import Forwarder
 from molecule_runtime.reference_platform.services.heartbeats import Heartbeats
 from molecule_runtime.reference_platform.services.messages import AgentMessageWriter, Inbound
 from molecule_runtime.reference_platform.services.peers import Peers
+from molecule_runtime.reference_platform.services.pending_uploads import PendingUploads, UploadTables
 from molecule_runtime.reference_platform.services.presence import Presence
 from molecule_runtime.reference_platform.services.push import PushAgents
 from molecule_runtime.reference_platform.services.tokens import Tokens
+from molecule_runtime.reference_platform.services.uploads import ChatUploads
 from molecule_runtime.reference_platform.services.workspace_edits import WorkspaceEdits
 from molecule_runtime.reference_platform.services.workspaces import Workspaces
 from molecule_runtime.reference_platform.store.engine import Store
@@ -51,6 +53,8 @@ class Parts:
     inbound: Inbound
     agent_messages: AgentMessageWriter
     chat_histories: ChatHistories
+    pending_uploads: PendingUploads
+    uploads: ChatUploads
     sweeper: Sweeper
 
 
@@ -64,6 +68,7 @@ def build_parts(config: PlatformConfig, clock: Clock) -> Parts:
     peers = Peers(store)
     activity = ActivityLog(store, bus, clock)
     forwarder = Forwarder(store, bus, activity, PushAgents(development=config.development), clock)
+    pending_uploads = UploadTables(store, clock, ttl=timedelta(seconds=config.pending_uploads_ttl_s))
     presence = Presence(store, bus, clock, stale_after_s=config.stale_after_s)
     return Parts(
         config=config,
@@ -84,6 +89,8 @@ def build_parts(config: PlatformConfig, clock: Clock) -> Parts:
         inbound=Inbound(store, peers, activity, forwarder, clock),
         agent_messages=AgentMessageWriter(store, bus, clock),
         chat_histories=ChatHistories(store),
+        pending_uploads=pending_uploads,
+        uploads=ChatUploads(store, pending_uploads, activity, clock),
         sweeper=Sweeper(
             presence,
             tokens,

@@ -14,6 +14,7 @@ class Lock(IntEnum):
     STALE_SWEEP = 0x6D6F6C02
     EVENTS = 0x6D6F6C03
     RETENTION = 0x6D6F6C04
+    UPLOAD_SWEEP = 0x6D6F6C05
 
 
 def exclusively(connection: Connection, lock: Lock) -> None:

@@ -161,3 +161,42 @@ platform_events = Table(
     Column("created_s", BigInteger, nullable=False),
     sqlite_autoincrement=True,
 )
+
+pending_uploads = Table(
+    "pending_uploads",
+    metadata,
+    Column("file_id", String(36), primary_key=True),
+    # No foreign key (contract 5.6): what is staged outlives the workspace until it is swept.
+    Column("workspace_id", String(36), nullable=False),
+    Column("filename", PlainText, nullable=False),
+    Column("mimetype", PlainText, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("fetched_at", UtcDateTime),
+    Column("acked_at", UtcDateTime),
+    Column("expires_at", UtcDateTime, nullable=False),
+)
+_uploads = pending_uploads.c
+# One index for each arm of the sweep: only rows that the arm may delete are in it.
+Index(
+    "ix_pending_uploads_acked_at",
+    _uploads.acked_at,
+    postgresql_where=_uploads.acked_at.is_not(None),
+    sqlite_where=_uploads.acked_at.is_not(None),
+)
+Index(
+    "ix_pending_uploads_expires_at",
+    _uploads.expires_at,
+    postgresql_where=_uploads.acked_at.is_(None),
+    sqlite_where=_uploads.acked_at.is_(None),
+)
+
+pending_upload_chunks = Table(
+    "pending_upload_chunks",
+    metadata,
+    # The bytes stand apart from their row, and in pieces: SQLite writes a whole row anew when one column of it
+    # changes, and nobody ever needs a whole file in memory.
+    Column("file_id", String(36), ForeignKey("pending_uploads.file_id", ondelete="CASCADE"), primary_key=True),
+    Column("position", Integer, primary_key=True, autoincrement=False),
+    Column("content", LargeBinary, nullable=False),
+)

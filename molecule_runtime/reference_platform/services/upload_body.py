@@ -1,0 +1,257 @@
+"""Reading the body of an upload: multipart/form-data, bounded while it streams (contract 5.1).
+
+A body is kept in one temporary file without a name, of which at most 1 MiB is in memory: a platform that is killed
+leaves nothing behind. The body is read to its end also when something in it is refused, so that whoever sends it gets
+to see the answer; only a body over its cap is not parsed any further.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from email.message import Message
+from email.utils import collapse_rfc2231_value
+from types import TracebackType
+from typing import Self
+
+import anyio.to_thread
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+from molecule_runtime.reference_platform.refusals import Refusal
+from molecule_runtime.reference_platform.services.pending_uploads import CHUNK_BYTES
+from molecule_runtime.wire.uploads import FIELD, MAX_FILES
+
+MALFORMED = "malformed multipart body"
+IN_MEMORY_BYTES = 1024 * 1024
+"""Bytes of a body that are kept in memory before it goes to a file."""
+WRITE_BYTES = 256 * 1024
+"""Bytes that are written to the file at once: each write costs a change of threads."""
+MAX_PARTS = 1000
+"""Parts of a body, of any kind."""
+NAME_CODE_POINTS = 255
+"""Of the name that a refusal quotes."""
+_READABLE = frozenset({"", "binary", "7bit", "8bit"})
+"""Transfer encodings that leave the bytes as they are; the others have no place in a form (RFC 7578, 4.7)."""
+
+
+@dataclass(frozen=True)
+class ReceivedFile:
+    """A file of a body: name and type as they were sent, and where its bytes lie in the spool."""
+
+    name: str
+    content_type: str
+    offset: int
+    size: int
+
+
+class Spool:
+    """The bytes of one body's files, one after the other. Use as a context."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY_BYTES)  # noqa: SIM115 - closed by __exit__
+        self.size = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    async def append(self, data: bytes) -> None:
+        """Add bytes at the end.
+
+        Raises:
+            OSError: the disk is full or broken.
+        """
+        await anyio.to_thread.run_sync(self._file.write, data)
+        self.size += len(data)
+
+    def chunks(self, file: ReceivedFile) -> Iterator[bytes]:
+        """The bytes of a file in pieces; blocks."""
+        for start in range(0, file.size, CHUNK_BYTES):
+            self._file.seek(file.offset + start)
+            yield self._file.read(min(CHUNK_BYTES, file.size - start))
+
+
+async def receive(
+    stream: AsyncIterator[bytes], content_type: str, spool: Spool, *, max_file_bytes: int, max_request_bytes: int
+) -> list[ReceivedFile]:
+    """The files of a body, their bytes in the spool.
+
+    Raises:
+        Refusal: 400 or 413, by the table of the contract.
+        OSError: the spool's disk is full or broken.
+    """
+    try:
+        form = _Form(_boundary(content_type), max_file_bytes)
+        total = 0
+        async for data in stream:
+            total += len(data)
+            if total > max_request_bytes:
+                raise _malformed(max_request_bytes)
+            form.feed(data)
+            if len(form.unwritten) >= WRITE_BYTES:
+                await spool.append(form.take())
+        if form.unwritten:
+            await spool.append(form.take())
+        return form.files()
+    except FormParserError:
+        raise Refusal(400, MALFORMED) from None
+    finally:
+        await _drain(stream, max_request_bytes)
+
+
+async def _drain(stream: AsyncIterator[bytes], at_most: int) -> None:
+    """Read what is left and drop it: a client that is still sending does not look for an answer."""
+    async for data in stream:
+        at_most -= len(data)
+        if at_most < 0:
+            return
+
+
+def _malformed(cap: int) -> Refusal:
+    return Refusal(400, MALFORMED, extra={"max": cap})
+
+
+def _boundary(content_type: str) -> bytes:
+    kind, options = parse_options_header(content_type)
+    boundary = options.get(b"boundary", b"")
+    if kind != b"multipart/form-data" or not boundary:
+        raise Refusal(400, MALFORMED)
+    return boundary
+
+
+@dataclass
+class _Part:
+    """A part of the form while it is read; `wanted` when it is a file of our field."""
+
+    headers: dict[str, str] = field(default_factory=dict)
+    wanted: bool = False
+    name: str = ""
+    offset: int = 0
+    size: int = 0
+
+
+class _Form:
+    """Takes the parser's calls apart. What a file has over its cap is counted and not kept."""
+
+    def __init__(self, boundary: bytes, max_file_bytes: int) -> None:
+        self._max_file_bytes = max_file_bytes
+        self._parts = 0
+        self._part = _Part()
+        self._header: tuple[bytearray, bytearray] = (bytearray(), bytearray())
+        self._files: list[ReceivedFile] = []
+        self._count = 0
+        self._refusal: Refusal | None = None
+        self._ended = False
+        self._kept = 0
+        self.unwritten = bytearray()
+        self._parser = MultipartParser(
+            boundary,
+            {
+                "on_part_begin": self._on_part_begin,
+                "on_header_field": self._on_header_field,
+                "on_header_value": self._on_header_value,
+                "on_header_end": self._on_header_end,
+                "on_headers_finished": self._on_headers_finished,
+                "on_part_data": self._on_part_data,
+                "on_part_end": self._on_part_end,
+                "on_end": self._on_end,
+            },
+        )
+
+    def feed(self, data: bytes) -> None:
+        """Parse the next bytes; FormParserError when they are no form."""
+        self._parser.write(data)
+
+    def take(self) -> bytes:
+        """What there is to write."""
+        data = bytes(self.unwritten)
+        self.unwritten.clear()
+        return data
+
+    def files(self) -> list[ReceivedFile]:
+        """All files, after the last byte.
+
+        Raises:
+            Refusal: what was wrong with them.
+        """
+        if not self._ended:
+            raise Refusal(400, MALFORMED)
+        if not self._count:
+            raise Refusal(400, f"no {FIELD} field in request")
+        if self._count > MAX_FILES:
+            raise Refusal(400, f"too many files (limit {MAX_FILES})")
+        if self._refusal is not None:
+            raise self._refusal
+        return self._files
+
+    def _on_part_begin(self) -> None:
+        self._parts += 1
+        if self._parts > MAX_PARTS:
+            raise FormParserError("too many parts")
+        self._part = _Part()
+
+    def _on_header_field(self, data: bytes, start: int, end: int) -> None:
+        self._header[0].extend(data[start:end])
+
+    def _on_header_value(self, data: bytes, start: int, end: int) -> None:
+        self._header[1].extend(data[start:end])
+
+    def _on_header_end(self) -> None:
+        name, value = (bytes(half).decode("utf-8", "replace") for half in self._header)
+        self._part.headers[name.lower()] = value
+        self._header = (bytearray(), bytearray())
+
+    def _on_headers_finished(self) -> None:
+        part = self._part
+        field_name, part.name = _disposition(part.headers.get("content-disposition", ""))
+        part.wanted = field_name == FIELD and bool(part.name)
+        part.offset = self._kept
+
+    def _on_part_data(self, data: bytes, start: int, end: int) -> None:
+        part = self._part
+        if not part.wanted:
+            return
+        part.size += end - start
+        if part.size <= self._max_file_bytes and self._refusal is None and self._count < MAX_FILES:
+            self.unwritten += data[start:end]
+            self._kept += end - start
+
+    def _on_part_end(self) -> None:
+        part = self._part
+        if not part.wanted:
+            return
+        self._count += 1
+        self._refusal = self._refusal or self._refuse(part)
+        if self._refusal is None and self._count <= MAX_FILES:
+            self._files.append(ReceivedFile(part.name, part.headers.get("content-type", ""), part.offset, part.size))
+
+    def _refuse(self, part: _Part) -> Refusal | None:
+        if part.headers.get("content-transfer-encoding", "").strip().lower() not in _READABLE:
+            return Refusal(400, "could not read file part")
+        if part.size > self._max_file_bytes:
+            facts = {"filename": part.name[:NAME_CODE_POINTS], "size": part.size, "max": self._max_file_bytes}
+            return Refusal(413, "file exceeds per-file cap", extra=facts)
+        return None
+
+    def _on_end(self) -> None:
+        self._ended = True
+
+
+def _disposition(value: str) -> tuple[str, str]:
+    """The field's name and the file's, "" for what is not there.
+
+    Python's own reader: the multipart library's cuts a file name at its last backslash, which separates nothing here
+    (contract 5.2).
+    """
+    message = Message()
+    message["Content-Disposition"] = value
+    if message.get_content_disposition() != "form-data":
+        return "", ""
+    name, filename = (message.get_param(key, "", header="Content-Disposition") for key in ("name", "filename"))
+    return collapse_rfc2231_value(name), collapse_rfc2231_value(filename)
