@@ -26,6 +26,7 @@ from molecule_runtime.errors import (
     NotThePlatform,
     PlatformError,
     Rejected,
+    TransferFailed,
     Unauthorized,
     Unavailable,
     Unreachable,
@@ -67,6 +68,13 @@ class Answers:
         unreachable.why = why
         unreachable.may_have_arrived = journey.was_sent and not is_repeatable
         return unreachable
+
+    def broken_off(self, error: Exception, endpoint: str, stall_s: float) -> TransferFailed:
+        """A body that did not come to its end."""
+        why, detail = _why_unreachable(error, Journey(), stall_s)
+        if why is WhyUnreachable.TIMEOUT:
+            detail = f"nothing came for {stall_s:g} s"
+        return self.error(TransferFailed, endpoint, detail=detail)
 
     def refusal(self, response: httpx.Response, endpoint: str) -> PlatformError:
         """The status table of the contract: what each refusal is for us."""

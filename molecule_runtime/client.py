@@ -12,7 +12,9 @@ from __future__ import annotations
 import asyncio
 import ssl
 import uuid
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Self
@@ -27,6 +29,7 @@ from molecule_runtime.answers import Answers, peer
 from molecule_runtime.connections import Connections, Journey
 from molecule_runtime.credentials import Credentials
 from molecule_runtime.errors import (
+    NotFound,
     Problem,
     SettingsError,
 )
@@ -50,6 +53,11 @@ SEND_TIMEOUT_S = 45.0
 """A push peer may answer within the call; below every host's limit for a tool (clients.md 1.4)."""
 REPORT_TIMEOUT_S = 2.0
 """A report is written after the fact, while somebody waits for the result of the deed."""
+STALL_S = 10.0
+"""A file's bytes may take long, but not come to a standstill."""
+FILE_CONNECTIONS = 8
+"""Four files and their acks at a time (agent-side 8), beside the connections of loops and tools."""
+FILE_PIECE_BYTES = 256 * 1024
 TOOL_CONNECTIONS = 32
 """A bound on what an agent's tools may open at once, within the 256 files of a macOS process; more calls wait."""
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
@@ -57,6 +65,14 @@ LOOPBACK_PATTERNS = ("all://127.0.0.1", "all://localhost", "all://[::1]")
 """A platform on this machine is never asked through a proxy: HTTP_PROXY is about the world outside."""
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Download:
+    """A file on its way. `size` is what the platform announced, in bytes, None when it did not."""
+
+    size: int | None
+    pieces: AsyncIterator[bytes]
 
 
 class PlatformClient:
@@ -90,6 +106,7 @@ class PlatformClient:
             }
             self._loops = Connections(base_url, **options)
             self._tools = Connections(base_url, max_connections=TOOL_CONNECTIONS, **options)
+            self._files = Connections(base_url, max_connections=FILE_CONNECTIONS, **options)
         except (ImportError, ValueError, httpx.InvalidURL):
             summary = "HTTP_PROXY, HTTPS_PROXY or ALL_PROXY names a proxy of a kind that cannot be used"
             raise SettingsError((Problem("settings.proxy", summary, "Use an http:// or https:// proxy."),)) from None
@@ -102,6 +119,7 @@ class PlatformClient:
     ) -> None:
         await self._loops.aclose()
         await self._tools.aclose()
+        await self._files.aclose()
 
     # presence
 
@@ -225,6 +243,67 @@ class PlatformClient:
         params = {"q": query} if query else None
         answer = await self._call("GET", path, pattern="/registry/:id/peers", params=params, as_caller=True)
         return self._answers.read_list(peer, answer)
+
+    # files
+
+    @asynccontextmanager
+    async def download(self, file_id: str) -> AsyncIterator[Download]:
+        """The bytes of a file that waits on the platform (contract 5.4); read them inside the `with`.
+
+        Raises:
+            NotFound: there is none of this id, it has expired, or it was acked.
+            TransferFailed: the bytes broke off or came to a standstill; raised where they are read.
+        """
+        path = f"/workspaces/{self.workspace_id}/pending-uploads/{file_id}/content"
+        endpoint = "GET /workspaces/:id/pending-uploads/:file_id/content"
+
+        @asynccontextmanager
+        async def ask() -> AsyncIterator[httpx.Response]:
+            journey = Journey()
+            try:
+                async with self._files.stream(
+                    "GET",
+                    path,
+                    is_repeatable=True,
+                    journey=journey,
+                    # Bytes as they are: a packed body could unpack to any size.
+                    headers=self.headers() | {"Accept-Encoding": "identity"},
+                    timeout=STALL_S,
+                ) as response:
+                    if not response.is_success:
+                        await response.aread()
+                    yield response
+            except httpx.HTTPError as error:
+                if journey.has_answer:
+                    raise self._answers.broken_off(error, endpoint, STALL_S) from None
+                raise self._answers.none_came(error, endpoint, journey, STALL_S, is_repeatable=True) from None
+
+        async with ask() as response:
+            if response.status_code != 401 or not self._credentials.reread():
+                yield self._opened(response, endpoint)
+                return
+        log.info("client.token_reread", endpoint=endpoint)
+        async with ask() as response:
+            yield self._opened(response, endpoint)
+
+    def _opened(self, response: httpx.Response, endpoint: str) -> Download:
+        if not response.is_success:
+            raise self._answers.refusal(response, endpoint)
+        announced = response.headers.get("Content-Length", "")
+        size = int(announced) if announced.isascii() and announced.isdigit() else None
+        return Download(size, response.aiter_raw(FILE_PIECE_BYTES))
+
+    async def ack(self, file_id: str) -> None:
+        """Tell the platform that a file has arrived here (contract 5.5); safe to repeat.
+
+        A 404 says that it was acked before, or has expired, and is as good.
+        """
+        path = f"/workspaces/{self.workspace_id}/pending-uploads/{file_id}/ack"
+        pattern = "/workspaces/:id/pending-uploads/:file_id/ack"
+        try:
+            await self._call("POST", path, pattern=pattern, is_repeatable=True, by=self._files)
+        except NotFound:
+            log.debug("client.acked_before", file_id=file_id)
 
     def headers(self, *, as_caller: bool = False) -> dict[str, str]:
         """The headers of every call, the doorbell's included. `Origin` is what edges tell a client by (contract 1.1).

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import re
 import ssl
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import httpx
@@ -64,10 +65,14 @@ class _Pool:
         self._users = 0
         self._is_retired = False
 
-    async def ask(self, method: str, path: str, journey: Journey, content: dict[str, Any]) -> httpx.Response:
+    @asynccontextmanager
+    async def stream(
+        self, method: str, path: str, journey: Journey, content: dict[str, Any]
+    ) -> AsyncIterator[httpx.Response]:
         self._users += 1
         try:
-            return await self._http.request(method, path, extensions={"trace": journey}, **content)
+            async with self._http.stream(method, path, extensions={"trace": journey}, **content) as response:
+                yield response
         finally:
             self._users -= 1
             await self._close_when_left()
@@ -112,25 +117,40 @@ class Connections:
     async def request(
         self, method: str, path: str, *, is_repeatable: bool, journey: Journey, **content: Any
     ) -> httpx.Response:
-        """The platform's answer. `is_repeatable`: asked twice, it does what it does asked once.
+        """The platform's answer, read whole. `is_repeatable`: asked twice, it does what it does asked once.
 
         Raises:
             httpx.HTTPError: as httpx raises it; `journey` then says how far the request came.
         """
-        pool = self._pool
-        try:
-            response = await pool.ask(method, path, journey, content)
-        except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError):
-            if not journey.met_a_dead_connection:
-                raise
-            if pool is self._pool:  # else a call beside this one has met the same and has seen to it
-                await self._believe_less()
-            if not is_repeatable:
-                raise
-            log.debug("connections.asked_again", method=method)
-            response = await self._pool.ask(method, path, journey, content)
-        await self._learn(response)
-        return response
+        answering = self.stream(method, path, is_repeatable=is_repeatable, journey=journey, **content)
+        async with answering as response:
+            await response.aread()
+            return response
+
+    @asynccontextmanager
+    async def stream(
+        self, method: str, path: str, *, is_repeatable: bool, journey: Journey, **content: Any
+    ) -> AsyncIterator[httpx.Response]:
+        """The platform's answer with its body still to be read; a body that breaks off is never asked for again here.
+
+        Raises:
+            httpx.HTTPError: as `request`.
+        """
+        async with AsyncExitStack() as stack:
+            pool = self._pool
+            try:
+                response = await stack.enter_async_context(pool.stream(method, path, journey, content))
+            except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError):
+                if not journey.met_a_dead_connection:
+                    raise
+                if pool is self._pool:  # else a call beside this one has met the same and has seen to it
+                    await self._believe_less()
+                if not is_repeatable:
+                    raise
+                log.debug("connections.asked_again", method=method)
+                response = await stack.enter_async_context(self._pool.stream(method, path, journey, content))
+            await self._learn(response)
+            yield response
 
     async def _learn(self, response: httpx.Response) -> None:
         """Take the shortest time that this peer has ever announced."""

@@ -13,10 +13,13 @@ MoleculeError
 │   ├── NotThePlatform     404 without a JSON body, HTML, or a redirect: a wrong address or a missing Origin
 │   ├── CursorExpired      410 on an activity cursor; ordinary
 │   ├── Rejected           any other 4xx
-│   └── BadReply           2xx that cannot be read
+│   ├── BadReply           2xx that cannot be read
+│   └── TransferFailed     a file's bytes broke off, came to a standstill, or were not what was announced
 ├── LocalStateError        this machine: directory, disk, journal
 │   ├── StateDirUnwritable
-│   └── JournalUnusable    written by a newer version, or the disk is full
+│   ├── JournalUnusable    written by a newer version, or the disk is full
+│   └── FileNotStored      a file that was sent here found no place: disk or quota full, directory not writable
+├── FileTooLarge           a file that is more than was announced, or than is taken
 └── CallerError            what the agent asked for cannot be done as asked
     ├── InvalidArgument
     ├── MessageUnknown     no such message in this inbox
@@ -192,6 +195,10 @@ class BadReply(PlatformError):
     pass
 
 
+class TransferFailed(PlatformError):
+    pass
+
+
 class LocalStateError(MoleculeError):
     def __init__(self, *, path: str, reason: str) -> None:
         super().__init__(path, reason)
@@ -205,6 +212,18 @@ class StateDirUnwritable(LocalStateError):
 
 class JournalUnusable(LocalStateError):
     pass
+
+
+class FileNotStored(LocalStateError):
+    pass
+
+
+class FileTooLarge(MoleculeError):
+    """`limit` in bytes: what was announced, or what is taken at most."""
+
+    def __init__(self, *, limit: int) -> None:
+        super().__init__(limit)
+        self.limit = limit
 
 
 class CallerError(MoleculeError):
@@ -319,6 +338,12 @@ OUTCOMES: dict[type[MoleculeError], Outcome] = {
         "The platform at {error.base_url} gave an answer that cannot be read ({error.detail}).",
         "Check PLATFORM_URL and what stands between; then try again.",
     ),
+    TransferFailed: Outcome(
+        Retry.BACKOFF,
+        4,
+        "The file did not come whole from the platform at {error.base_url}: {error.detail}.",
+        "It is tried again by itself; fetch_attachment tries at once.",
+    ),
     StateDirUnwritable: Outcome(
         Retry.NO,
         5,
@@ -330,6 +355,18 @@ OUTCOMES: dict[type[MoleculeError], Outcome] = {
         5,
         "The inbox file {error.path} cannot be used: {error.reason}.",
         "See runtime_status; messages stay on the platform until this is mended.",
+    ),
+    FileNotStored: Outcome(
+        Retry.BACKOFF,
+        5,
+        "The file cannot be stored in {error.path}: {error.reason}.",
+        "Make room there; it is tried again by itself, and fetch_attachment tries at once.",
+    ),
+    FileTooLarge: Outcome(
+        Retry.NO,
+        1,
+        "The file is larger than the {error.limit:,} bytes that were announced or are taken.",
+        "Ask the sender for it in another way.",
     ),
     InvalidArgument: Outcome(Retry.NO, 2, "{error.argument}: {error.reason}.", "Correct the argument and call again."),
     MessageUnknown: Outcome(

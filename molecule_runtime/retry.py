@@ -42,3 +42,5 @@ DOORBELL = Backoff(first_s=1.0, cap_s=60.0)
 """The WebSocket is a convenience: polling goes on meanwhile."""
 CANVAS = Backoff(first_s=0.5, cap_s=5.0)
 """A person looks at the chat and waits for it to come back."""
+FILES = Backoff(first_s=1.0, cap_s=30.0)
+"""A file of a message, while the message waits for it or calls it pending."""

@@ -265,6 +265,13 @@ class Settings(BaseModel):
         le=86_400,
         description="Seconds until a message that was handed out but not popped is offered again.",
     )
+    files_quota_mb: float = Field(
+        1_000.0,
+        alias="MOLECULE_MCP_FILES_QUOTA_MB",
+        gt=0,
+        le=1_000_000_000,
+        description="Megabytes that the files sent to one workspace may take on this disk.",
+    )
     org_id: Annotated[str, BeforeValidator(_header)] = Field(
         "", alias="MOLECULE_ORG_ID", description="Sent as X-Molecule-Org-Id on shared deployments."
     )

@@ -1,8 +1,8 @@
 """The state directory: where an agent's journal, token and locks live, who may read them, and who owns what.
 
 Layout: `<root>/<workspace id>/` (0700) with `inbox.sqlite3`, `token`, `agent_card.json`, `beat.lock`, `inbox.lock`,
-`sessions/`, `texts/`; `<root>/log/`. Files are 0600. Locks are the operating system's (free at once after kill -9); a
-lock file's content says who holds it, for people only.
+`sessions/`, `texts/`, `files/`; `<root>/log/`. Files are 0600. Locks are the operating system's (free at once after
+kill -9); a lock file's content says who holds it, for people only.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class StateDir:
         """
         path = self.root / workspace_id
         try:
-            for directory in (path, path / "sessions", path / "texts"):
+            for directory in (path, path / "sessions", path / "texts", path / "files"):
                 _make_private_dir(directory)
                 _clear_leftovers(directory)
         except OSError as error:
@@ -126,6 +126,11 @@ class WorkspaceState:
     @property
     def texts(self) -> Path:
         return self.path / "texts"
+
+    @property
+    def files(self) -> Path:
+        """Where the files of messages are stored; an agent may send files from here, too."""
+        return self.path / "files"
 
     def write_private(self, file: Path, content: str) -> None:
         """Replace `file` (0600) in one step: a reader sees the old content or the new, never a part.

@@ -23,7 +23,8 @@ EXTENSION_CHARS = 16
 
 _ANGLES = frozenset("<>＜＞﹤﹥")
 """Brackets by use, though Unicode files them as mathematics."""
-_NOT_IN_NAMES = frozenset({"Cc", "Cf", "Cs", "Co", "Ps", "Pe"})
+_CONTROLS = frozenset({"Cc", "Cf", "Cs", "Co"})
+_NOT_IN_NAMES = _CONTROLS | {"Ps", "Pe"}
 """Unicode categories: control, format (bidi), surrogate, private use, opening and closing brackets."""
 _NOT_IN_FILE_NAMES = re.compile(r"[^a-zA-Z0-9._-]")
 _SIGNS = (
@@ -81,11 +82,31 @@ def safe_file_name(name: str) -> str:
     Platform and agent must agree case by case. "/" and "a/" name no file and become "file", as does a name of dots.
     """
     cleaned = _NOT_IN_FILE_NAMES.sub("_", name.rpartition("/")[2])
-    if len(cleaned) > FILE_NAME_CHARS:
-        dot = cleaned.rfind(".")
-        extension = cleaned[dot:] if dot >= 0 and len(cleaned) - dot <= EXTENSION_CHARS else ""
-        cleaned = cleaned[: FILE_NAME_CHARS - len(extension)] + extension
+    cleaned = _shortened(cleaned)
     return "file" if cleaned in ("", ".", "..") else cleaned
+
+
+def shown_file_name(name: str) -> str:
+    """A file's name as it may stand in a prompt: its own letters and brackets, nothing that a reader would obey.
+
+    At most 100 code points, the extension kept. "file" when nothing is left.
+    """
+    kept = "".join(
+        " " if char.isspace() else char
+        for char in well_formed(name)
+        if char.isspace() or (char not in _ANGLES and unicodedata.category(char) not in _CONTROLS)
+    )
+    kept = " ".join(kept.split())
+    return _shortened(kept) or "file"
+
+
+def _shortened(name: str) -> str:
+    """At most 100 characters: of a longer name the beginning, and the extension when it is a short one."""
+    if len(name) <= FILE_NAME_CHARS:
+        return name
+    dot = name.rfind(".")
+    extension = name[dot:] if dot >= 0 and len(name) - dot <= EXTENSION_CHARS else ""
+    return name[: FILE_NAME_CHARS - len(extension)] + extension
 
 
 def printable(text: str) -> str:

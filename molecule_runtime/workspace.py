@@ -31,9 +31,10 @@ from molecule_runtime.errors import (
     advice,
 )
 from molecule_runtime.inbox.classify import Message
-from molecule_runtime.inbox.journal import Journal
+from molecule_runtime.inbox.journal import HELD_FOR_FILES_S, Journal
 from molecule_runtime.inbox.mailbox import Arrivals, Mailbox
 from molecule_runtime.inbox.poller import Poller, peers_in
+from molecule_runtime.inbox.uploads import Uploads
 from molecule_runtime.ownership import STALE_S, Ownership, Register
 from molecule_runtime.peers import PeerDirectory
 from molecule_runtime.presence import Presence, PresenceSnapshot, PresenceState
@@ -84,6 +85,7 @@ class Workspace:
         self._journal: Journal | None = None
         self._mailbox: Mailbox | None = None
         self._poller: Poller | None = None
+        self._uploads: Uploads | None = None
         self._inbox_tried = asyncio.Event()
         # Two beats harm nobody, two readers of the feed would: only the inbox insists on its lock file.
         self._beat = self._ownership("beat", needs_lock=False)
@@ -169,7 +171,7 @@ class Workspace:
                 "new": counts.new if counts else 0,
                 "leased": counts.leased if counts else 0,
                 "parked": counts.parked if counts else 0,
-                "files_pending": 0,
+                "files_pending": counts.files_pending if counts else 0,
             },
             "owner": {"beat": self._beat.held, "inbox": self._inbox.held, "pid": beat_pid},
         }
@@ -272,6 +274,15 @@ class Workspace:
     async def _run_inbox(self, journal: Journal) -> None:
         mailbox = self._mailbox
         assert mailbox is not None
+        assert self._state is not None
+        self._uploads = Uploads(
+            self.client,
+            journal,
+            self._state.files,
+            clock=self._clock,
+            quota_bytes=int(self.settings.files_quota_mb * 1_000_000),
+            on_change=lambda: self._file_changed(mailbox),
+        )
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(mailbox.reclaim_forever)
@@ -281,11 +292,20 @@ class Workspace:
             mailbox.close_session()
 
     async def _poll(self, journal: Journal, mailbox: Mailbox) -> None:
+        uploads = self._uploads
+        assert uploads is not None
+
         async def arrived(messages: list[Message]) -> None:
             peers = peers_in(messages)
             if peers:
                 await self.directory.learn(peers)
             await mailbox.recount()
+            mailbox.announce()
+            if any(message.files for message in messages):
+                tasks.start_soon(held_no_longer)
+
+        async def held_no_longer() -> None:
+            await self._clock.sleep(HELD_FOR_FILES_S)
             mailbox.announce()
 
         poller = Poller(
@@ -293,6 +313,8 @@ class Workspace:
             journal,
             clock=self._clock,
             on_messages=arrived,
+            on_files=uploads.kick,
+            on_recovery=uploads.hasten,
             doorbell_is_up=lambda: doorbell.is_up,
         )
         doorbell = Doorbell(self.client, poller.ring, clock=self._clock)
@@ -301,6 +323,12 @@ class Workspace:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(doorbell.run)
             tasks.start_soon(poller.run)
+            tasks.start_soon(uploads.run)
+            tasks.start_soon(held_no_longer)  # for what the process before this one held
+
+    async def _file_changed(self, mailbox: Mailbox) -> None:
+        await mailbox.recount()
+        mailbox.announce()
 
     # facts
 

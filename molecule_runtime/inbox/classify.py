@@ -14,6 +14,10 @@ from typing import Any
 from molecule_runtime.wire._base import rfc3339
 from molecule_runtime.wire.a2a import Method, joined_text
 from molecule_runtime.wire.activity import ActivityRow
+from molecule_runtime.wire.uploads import parse_pending_uri
+
+MAX_SIZE = 2**53 - 1
+"""The largest whole number that every reader of JSON agrees on."""
 
 
 class Kind(StrEnum):
@@ -26,12 +30,16 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class FilePart:
-    """A file that a message names; `size` in bytes when the sender said it, `uri` "" when it names no place."""
+    """A file that a message names; `size` in bytes when the sender said it, `uri` "" when it names no place.
+
+    `file_id` is there when the file waits on the platform for this very workspace.
+    """
 
     name: str
     uri: str
     mime_type: str | None = None
     size: int | None = None
+    file_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,7 @@ class Message:
 
 @dataclass(frozen=True)
 class UploadNotice:
-    """A file is staged on the platform; the message that names it follows."""
+    """A file is staged on the platform; the message that names it follows. `file_id` is a canonical UUID."""
 
     activity_id: str
     file_id: str
@@ -84,8 +92,8 @@ def classify(row: ActivityRow, *, own_id: str) -> Classified:
         return _delegation_result(row)
     if source_id == own_id:
         return Echo(row.id)
-    if row.method == Method.CHAT_UPLOAD_RECEIVE:
-        return _upload_notice(row)
+    if row.method == Method.CHAT_UPLOAD_RECEIVE and (notice := _upload_notice(row)) is not None:
+        return notice
     parts = _parts(row.request_body)
     return Message(
         activity_id=row.id,
@@ -95,7 +103,7 @@ def classify(row: ActivityRow, *, own_id: str) -> Classified:
         created_at=rfc3339(row.created_at),
         method=row.method or "",
         delegation_id=_delegation_id(row.request_body),
-        files=tuple(part for raw in parts if (part := _file_part(raw)) is not None),
+        files=tuple(part for raw in parts if (part := _file_part(raw, own_id)) is not None),
     )
 
 
@@ -115,18 +123,21 @@ def _delegation_result(row: ActivityRow) -> Message:
     )
 
 
-def _upload_notice(row: ActivityRow) -> UploadNotice:
+def _upload_notice(row: ActivityRow) -> UploadNotice | None:
+    """The notice; None when it names no file that could be asked for, and is shown as the odd message that it is."""
     body = row.request_body if isinstance(row.request_body, dict) else {}
-    return UploadNotice(
-        activity_id=row.id,
-        file_id=str(body.get("file_id", "")),
-        part=FilePart(
-            name=str(body.get("name", "file")),
-            uri=str(body.get("uri", "")),
-            mime_type=_text_or_none(body.get("mimeType")),
-            size=_int_or_none(body.get("size")),
-        ),
+    file_id = _uuid_or_none(body.get("file_id"))
+    if file_id is None:
+        return None
+    size = _int_or_none(body.get("size"))
+    part = FilePart(
+        name=_text_or_none(body.get("name")) or "file",
+        uri=_text_or_none(body.get("uri")) or "",
+        mime_type=_text_or_none(body.get("mimeType")),
+        size=size if size is not None and 0 <= size <= MAX_SIZE else None,
+        file_id=file_id,
     )
+    return UploadNotice(activity_id=row.id, file_id=file_id, part=part)
 
 
 def _parts(body: object) -> list[Any]:
@@ -150,18 +161,20 @@ def _delegation_id(body: object) -> str | None:
     return _uuid_or_none(value)
 
 
-def _file_part(part: object) -> FilePart | None:
+def _file_part(part: object, own_id: str) -> FilePart | None:
     if not isinstance(part, dict) or (part.get("kind") != "file" and part.get("type") != "file"):
         return None
     file = part.get("file")
     file = file if isinstance(file, dict) else part
     uri = _text_or_none(file.get("uri")) or _text_or_none(file.get("url")) or ""
     name = _text_or_none(file.get("name")) or _text_or_none(file.get("filename"))
+    waiting = parse_pending_uri(uri)
     return FilePart(
         name=name or uri.rsplit("/", 1)[-1] or "file",
         uri=uri,
         mime_type=_text_or_none(file.get("mimeType")) or _text_or_none(file.get("mediaType")),
         size=_int_or_none(file.get("size")),
+        file_id=waiting[1] if waiting is not None and waiting[0] == own_id else None,
     )
 
 

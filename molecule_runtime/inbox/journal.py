@@ -15,7 +15,7 @@ import asyncio
 import json
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -27,13 +27,17 @@ import anyio.to_thread
 import structlog
 
 from molecule_runtime.errors import JournalUnusable
-from molecule_runtime.inbox.classify import Message
+from molecule_runtime.inbox import files
+from molecule_runtime.inbox.classify import Message, UploadNotice
+from molecule_runtime.inbox.files import FileRecord, Files
 from molecule_runtime.state import OwnerLock
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MAX_ATTEMPTS = 5
 HANDLED_KEPT_S = 7 * 86_400 + 3_600
 """Longer than the largest window that is ever read again (7 days), so that no handled id returns with it."""
+HELD_FOR_FILES_S = 30.0
+"""How long a message waits for its files (agent-side 4)."""
 BUSY_TIMEOUT_MS = 5_000
 SALVAGED_ROWS = 100_000
 """How many of the newest rows of a damaged file are looked at: about a second."""
@@ -50,7 +54,8 @@ CREATE TABLE messages (
   lease_key     TEXT,
   lease_until   REAL,
   handled_at    REAL,
-  pushed_to     TEXT
+  pushed_to     TEXT,
+  held_until    REAL
 );
 CREATE INDEX messages_by_state ON messages (state, ord);
 CREATE TABLE position (
@@ -67,10 +72,12 @@ CREATE TABLE owners (
   epoch      INTEGER NOT NULL,
   stamped_at REAL NOT NULL,
   detail     TEXT NOT NULL
-);
-"""
+);"""
 
-_UPGRADES = {1: "ALTER TABLE messages ADD COLUMN pushed_to TEXT"}
+_UPGRADES = {
+    1: ("ALTER TABLE messages ADD COLUMN pushed_to TEXT",),
+    2: ("ALTER TABLE messages ADD COLUMN held_until REAL", *files.SCHEMA.split(";")),
+}
 """From each older schema version, what makes it the next one."""
 
 P = ParamSpec("P")
@@ -87,13 +94,17 @@ class MessageState(StrEnum):
 
 @dataclass(frozen=True)
 class Entry:
-    """A message as the journal holds it: `ord` is the order of arrival, `pushed_to` the session that pushed it last."""
+    """A message as the journal holds it: `ord` is the order of arrival, `pushed_to` the session that pushed it last.
+
+    `files` are the records of what its file parts name.
+    """
 
     ord: int
     message: Message
     state: MessageState
     attempt: int
     pushed_to: str | None = None
+    files: tuple[FileRecord, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -107,9 +118,12 @@ class Position:
 
 @dataclass(frozen=True)
 class Counts:
+    """Messages by state, and the files that are still to come."""
+
     new: int = 0
     leased: int = 0
     parked: int = 0
+    files_pending: int = 0
 
 
 @dataclass(frozen=True)
@@ -134,6 +148,7 @@ class Journal:
         self._db = connection
         self._turn = anyio.CapacityLimiter(1)
         self._in_use = threading.Lock()
+        self.files = Files(self._reading, self._writing)
 
     @classmethod
     def open(cls, path: Path) -> Journal:
@@ -216,28 +231,43 @@ class Journal:
         return Position(cursor, last_row_at, bool(backlog))
 
     def append(
-        self, messages: Iterable[Message], *, cursor: str | None, last_row_at: float | None, now: float
+        self,
+        messages: Iterable[Message],
+        *,
+        notices: Iterable[UploadNotice] = (),
+        cursor: str | None,
+        last_row_at: float | None,
+        now: float,
     ) -> list[str]:
         """Write a page and the cursor behind it, together or not at all; the ids that were not known before.
 
-        A message whose id is known, handled ones included, is passed over. `cursor` None leaves the old one.
+        A message whose id is known, handled ones included, is passed over. One that names files is held for them, for
+        a time. `cursor` None leaves the old one.
         """
         added = []
         with self._writing() as db:
             for message in messages:
+                names_files = any(part.file_id is not None for part in message.files)
                 inserted = db.execute(
-                    "INSERT OR IGNORE INTO messages (activity_id, state, body, received_at) VALUES (?, 'new', ?, ?)",
-                    (message.activity_id, json.dumps(message.to_json(), ensure_ascii=False), now),
+                    "INSERT OR IGNORE INTO messages (activity_id, state, body, received_at, held_until)"
+                    " VALUES (?, 'new', ?, ?, ?)",
+                    (
+                        message.activity_id,
+                        json.dumps(message.to_json(), ensure_ascii=False),
+                        now,
+                        now + HELD_FOR_FILES_S if names_files else None,
+                    ),
                 )
                 if inserted.rowcount:
-                    added.append(message.activity_id)
+                    added.append(message)
+            files.note_arrivals(db, notices, added, now)
             if cursor is not None:
                 db.execute(
                     "UPDATE position SET cursor = ?, backlog = 0, last_row_at = MAX(COALESCE(last_row_at, 0), ?)",
                     (cursor, last_row_at or 0),
                 )
             db.execute("DELETE FROM messages WHERE state = 'handled' AND handled_at < ?", (now - HANDLED_KEPT_S,))
-        return added
+        return [message.activity_id for message in added]
 
     def note_read(self, moment: float) -> None:
         """The feed was read up to `moment` and there was nothing: a later read without a cursor begins there."""
@@ -321,18 +351,19 @@ class Journal:
             rows = db.execute(
                 f"SELECT {_ENTRY} FROM messages WHERE state != 'handled' ORDER BY ord LIMIT ?", (limit,)
             ).fetchall()
-        return [_entry(row) for row in rows]
+            return _entries(db, rows)
 
-    def take_unpushed(self, session: str, limit: int) -> list[Entry]:
+    def take_unpushed(self, session: str, limit: int, *, now: float) -> list[Entry]:
         """New messages that this session was not shown yet, oldest first; from now on they count as shown."""
-        query = f"SELECT {_ENTRY} FROM messages WHERE state = 'new' AND pushed_to IS NOT ? ORDER BY ord LIMIT ?"
+        query = f"SELECT {_ENTRY} FROM messages WHERE {_OFFERED} AND pushed_to IS NOT ? ORDER BY ord LIMIT ?"
         with self._reading() as db:
-            if db.execute(query, (session, 1)).fetchone() is None:
+            if db.execute(query, (now, session, 1)).fetchone() is None:
                 return []
         with self._writing() as db:
-            rows = db.execute(query, (session, limit)).fetchall()
+            rows = db.execute(query, (now, session, limit)).fetchall()
             db.executemany("UPDATE messages SET pushed_to = ? WHERE ord = ?", [(session, row[0]) for row in rows])
-        return [replace(_entry(row), pushed_to=session) for row in rows]
+            entries = _entries(db, rows)
+        return [replace(entry, pushed_to=session) for entry in entries]
 
     def open_ids(self) -> set[str]:
         """The ids of everything that is not handled."""
@@ -343,7 +374,8 @@ class Journal:
     def counts(self) -> Counts:
         with self._reading() as db:
             rows = db.execute("SELECT state, COUNT(*) FROM messages WHERE state != 'handled' GROUP BY state").fetchall()
-        return Counts(**dict(rows))
+            (files_pending,) = db.execute("SELECT COUNT(*) FROM files WHERE state = 'pending'").fetchone()
+        return Counts(**dict(rows), files_pending=files_pending)
 
     # the owners
 
@@ -395,7 +427,7 @@ class Journal:
 
     def _offer(self, db: sqlite3.Connection, session: str, now: float) -> tuple[int, str, int] | None:
         for where, values in (
-            ("state = 'new'", ()),
+            (_OFFERED, (now,)),
             ("state = 'leased' AND lease_session = ? AND lease_until <= ?", (session, now)),
         ):
             row = db.execute(
@@ -409,7 +441,7 @@ class Journal:
         row = db.execute(
             f"SELECT {_ENTRY} FROM messages WHERE {column} = ? AND state != 'handled'", (value,)
         ).fetchone()
-        return _entry(row) if row is not None else None
+        return _entries(db, [row])[0] if row is not None else None
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
@@ -442,11 +474,19 @@ def _look_at(turn: asyncio.Future[Any]) -> None:
 
 
 _ENTRY = "ord, body, state, attempt, pushed_to"
+_OFFERED = f"state = 'new' AND (held_until IS NULL OR held_until <= ? OR NOT {files.WAITS_FOR_A_FILE})"
 
 
-def _entry(row: tuple[int, str, str, int, str | None]) -> Entry:
-    ord_, body, state, attempt, pushed_to = row
-    return Entry(ord_, Message.from_json(json.loads(body)), MessageState(state), attempt, pushed_to)
+def _entries(db: sqlite3.Connection, rows: Sequence[tuple[int, str, str, int, str | None]]) -> list[Entry]:
+    entries = [
+        Entry(ord_, Message.from_json(json.loads(body)), MessageState(state), attempt, pushed_to)
+        for ord_, body, state, attempt, pushed_to in rows
+    ]
+    with_files = [entry.message.activity_id for entry in entries if entry.message.files]
+    if not with_files:
+        return entries
+    found = files.of_messages(db, with_files)
+    return [replace(entry, files=tuple(found.get(entry.message.activity_id, ()))) for entry in entries]
 
 
 def _connect(path: Path) -> sqlite3.Connection:
@@ -467,10 +507,11 @@ def _connect(path: Path) -> sqlite3.Connection:
         db.execute("BEGIN IMMEDIATE")
         version = _refuse_newer(db, path)
         if version == 0:
-            for statement in _SCHEMA.split(";\n"):
+            for statement in (_SCHEMA + files.SCHEMA).split(";"):
                 db.execute(statement)
         for older in range(version or SCHEMA_VERSION, SCHEMA_VERSION):
-            db.execute(_UPGRADES[older])
+            for statement in _UPGRADES[older]:
+                db.execute(statement)
         db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         db.execute("COMMIT")
     except BaseException:

@@ -20,11 +20,10 @@ import structlog
 
 from molecule_runtime.clock import Clock, wait_for_event
 from molecule_runtime.errors import InvalidArgument, JournalUnusable, LocalStateError, MessageUnknown
-from molecule_runtime.inbox.classify import FilePart
+from molecule_runtime.inbox.attachments import shown_attachments, shown_records
 from molecule_runtime.inbox.journal import Counts, Entry, Journal
 from molecule_runtime.peers import PeerDirectory
 from molecule_runtime.state import OwnerLock, WorkspaceState
-from molecule_runtime.text import clean_name
 
 TEXT_CODE_POINTS = 8_000
 """Longer texts go to a file: a host cuts results at about 10 kB (agent-side 4)."""
@@ -37,9 +36,8 @@ RECLAIM_EVERY_S = 1.5
 QUIET_LOOK_EVERY_S = 10.0
 """How often it is looked while nobody waits here and nobody else has a message in hand: an idle hour must cost little,
 and nobody could tell the difference."""
-MAX_ATTACHMENTS = 64
-"""As many as a platform takes in one message (contract 5.1)."""
-FILES_LATER = "files are not fetched by this version of molecule-mcp"
+SENDING_LASTS_S = 1_800.0
+"""Longer than any upload of ours: after that a kill has ended it, and what it left is nobody's."""
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -185,7 +183,8 @@ class Mailbox:
 
     async def take_unpushed(self, limit: int) -> list[dict[str, Any]]:
         """New messages that this process has not pushed to its host yet; they stay open for whoever takes them."""
-        entries = await self._journal.off_loop(self._journal.take_unpushed, self.session, limit)
+        now = self._clock.now().timestamp()
+        entries = await self._journal.off_loop(self._journal.take_unpushed, self.session, limit, now=now)
         return [self._view(entry) for entry in entries]
 
     async def pop(self, activity_id: str) -> bool:
@@ -205,6 +204,43 @@ class Mailbox:
         if entry is None:
             raise MessageUnknown(activity_id=activity_id)
         return entry
+
+    async def attachments(self, activity_id: str) -> list[dict[str, Any]]:
+        """A message's files as its view shows them; of a handled message only those that were uploaded for it.
+
+        Raises:
+            MessageUnknown: there is no such message, or nothing is known of it any more.
+        """
+        entry = await self._journal.off_loop(self._journal.find, activity_id)
+        if entry is not None:
+            return shown_attachments(entry.message.files, entry.files)
+        records = await self._journal.off_loop(self._journal.files.of_message, activity_id)
+        if not records:
+            raise MessageUnknown(activity_id=activity_id)
+        return shown_records(records)
+
+    @asynccontextmanager
+    async def sending(self, files: Sequence[tuple[str, int]]) -> AsyncIterator[list[str]]:
+        """Held while files (cleaned name, size in bytes) are uploaded; the caller adds the ids that they are given.
+
+        Some platforms show an upload to its sender as if the user had sent it: such an echo is not fetched, not acked
+        and not shown. A journal that fails is no failure of the upload.
+        """
+        key, now = uuid.uuid4().hex, self._clock.now().timestamp()
+        records = self._journal.files
+        try:
+            await self._journal.off_loop(records.begin_sending, key, files, now=now, until=now + SENDING_LASTS_S)
+        except JournalUnusable as error:
+            log.warning("mailbox.sending_not_noted", detail=str(error))
+        file_ids: list[str] = []
+        try:
+            yield file_ids
+        finally:
+            with anyio.CancelScope(shield=True):
+                try:
+                    await self._journal.off_loop(records.end_sending, key, file_ids, now=now)
+                except JournalUnusable as error:
+                    log.warning("mailbox.sending_not_noted", detail=str(error))
 
     @contextmanager
     def answering(self, activity_id: str) -> Iterator[None]:
@@ -305,7 +341,7 @@ class Mailbox:
             "peer_name": peer.name if peer else None,
             "peer_role": peer.role if peer else None,
             "text": message.text,
-            "attachments": [_attachment(part) for part in message.files[:MAX_ATTACHMENTS]],
+            "attachments": shown_attachments(message.files, entry.files),
             "created_at": message.created_at,
             "attempt": entry.attempt,
             "state": entry.state.value,
@@ -354,14 +390,3 @@ async def wait_for_any(
             if remaining <= 0:
                 return None
             await wait_for_event(arrival, min(remaining, OTHER_PROCESS_CHECK_S), clock)
-
-
-def _attachment(part: FilePart) -> dict[str, Any]:
-    return {
-        "name": clean_name(part.name) or "file",
-        "mime_type": clean_name(part.mime_type),
-        "size": part.size,
-        "status": "failed",
-        "path": None,
-        "reason": FILES_LATER,
-    }

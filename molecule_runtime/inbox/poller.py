@@ -62,7 +62,10 @@ class InboxHealth:
 
 
 class Poller:
-    """Reads one workspace's feed until cancelled. `on_messages` hears of every page that brought something new."""
+    """Reads one workspace's feed until cancelled. `on_messages` hears of every page that brought something new.
+
+    `on_files` is told when a page named files, `on_recovery` when a read went well after others had failed.
+    """
 
     def __init__(
         self,
@@ -71,12 +74,16 @@ class Poller:
         *,
         clock: Clock,
         on_messages: Callable[[list[Message]], Awaitable[None]],
+        on_files: Callable[[], None] = lambda: None,
+        on_recovery: Callable[[], Awaitable[None]] | None = None,
         doorbell_is_up: Callable[[], bool] = lambda: False,
     ) -> None:
         self._client = client
         self._journal = journal
         self._clock = clock
         self._on_messages = on_messages
+        self._on_files = on_files
+        self._on_recovery = on_recovery
         self._doorbell_is_up = doorbell_is_up
         self._rung = asyncio.Event()
         self._health = InboxHealth()
@@ -107,7 +114,10 @@ class Poller:
                 await self._pause(POLL.cap_s)
                 continue
             self._page_divisor = max(1, self._page_divisor // 2)
+            had_failed = self._health.consecutive_failures > 0
             self._health = InboxHealth(last_ok_at=self._clock.now())
+            if had_failed and self._on_recovery is not None:
+                await self._on_recovery()
             await self._pause(RUNG_AGAIN_S if was_rung and not found else self._idle_s())
 
     async def poll_once(self) -> int:
@@ -181,14 +191,14 @@ class Poller:
         if not rows:
             return 0
         self._has_seq = all(row.seq is not None for row in rows)
-        messages = []
+        messages, notices = [], []
         for row in rows:
             what = classify(row, own_id=self._client.workspace_id)
             match what:
                 case Message():
                     messages.append(what)
                 case UploadNotice():
-                    log.info("poller.upload_noticed", file_id=what.file_id, size_bytes=what.part.size)
+                    notices.append(what)
                 case Echo():
                     pass
                 case _:
@@ -197,11 +207,14 @@ class Poller:
         added = await self._journal.off_loop(
             self._journal.append,
             messages,
+            notices=notices,
             cursor=rows[-1].id if moves_cursor else None,
             last_row_at=min(rows[-1].created_at.timestamp(), now),  # by our own clock, should the platform's be ahead
             now=now,
         )
-        if messages:
+        if notices or any(message.files for message in messages):
+            self._on_files()
+        if messages or notices:
             self._busy_until = self._clock.monotonic() + BUSY_FOR_S
         new = [message for message in messages if message.activity_id in set(added)]
         if new:

@@ -13,7 +13,7 @@ from molecule_runtime.wire.activity import ActivityRow
 from .support import PEER, WORKSPACE, golden, row
 
 FILE_ID = "44444444-4444-4444-8444-444444444444"
-PDF = FilePart("a.pdf", f"platform-pending:{WORKSPACE}/{FILE_ID}", "application/pdf", 123)
+PDF = FilePart("a.pdf", f"platform-pending:{WORKSPACE}/{FILE_ID}", "application/pdf", 123, FILE_ID)
 WHEN = "2026-05-05T10:00:00.123456Z"
 QUEUED = "message/send → laptop (queued for poll)"
 

@@ -12,6 +12,7 @@ from molecule_runtime.errors import (
     BadReply,
     CallerError,
     CredentialError,
+    FileTooLarge,
     InvalidArgument,
     JournalUnusable,
     LocalStateError,
@@ -57,6 +58,8 @@ def an(kind: type[MoleculeError]) -> MoleculeError:
         return kind(path="/state", reason="disk full")
     if issubclass(kind, InvalidArgument):
         return kind(argument="limit", reason="it is too large")
+    if issubclass(kind, FileTooLarge):
+        return kind(limit=26_214_400)
     if issubclass(kind, MessageUnknown):
         return kind(activity_id="a1")
     assert issubclass(kind, PeerRefused)

@@ -341,12 +341,16 @@ def test_a_journal_of_the_first_schema_is_carried_on(path: Path) -> None:
     with closing(Journal.open(path)) as journal:
         waiting, taken = fill(journal, 1, 2)
     with closing(sqlite3.connect(path)) as older:
-        older.execute("ALTER TABLE messages DROP COLUMN pushed_to")
+        for column in ("pushed_to", "held_until"):
+            older.execute(f"ALTER TABLE messages DROP COLUMN {column}")
+        for table in ("files", "message_files", "sendings"):
+            older.execute(f"DROP TABLE {table}")
         older.execute("PRAGMA user_version = 1")
     for session in ("first", "second"):
         with closing(Journal.open(path)) as journal:
             assert [entry.message.activity_id for entry in journal.open_messages(10)] == [waiting, taken]
-            assert journal.take_unpushed(session, 1)[0].message.activity_id == waiting
+            assert journal.take_unpushed(session, 1, now=NOW)[0].message.activity_id == waiting
+            assert journal.counts().files_pending == 0
 
 
 def test_a_session_is_shown_each_new_message_once_and_another_session_again(journal: Journal) -> None:
@@ -355,7 +359,9 @@ def test_a_session_is_shown_each_new_message_once_and_another_session_again(jour
     lease(journal)
 
     def shown(session: str, limit: int = 10) -> list[tuple[str, str | None]]:
-        return [(entry.message.activity_id, entry.pushed_to) for entry in journal.take_unpushed(session, limit)]
+        return [
+            (entry.message.activity_id, entry.pushed_to) for entry in journal.take_unpushed(session, limit, now=NOW)
+        ]
 
     assert shown("s1", 1) == [(second, "s1")]
     assert shown("s1") == [(third, "s1")]

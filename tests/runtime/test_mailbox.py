@@ -16,7 +16,6 @@ from molecule_runtime.errors import InvalidArgument, MessageUnknown
 from molecule_runtime.inbox.classify import FilePart, Kind
 from molecule_runtime.inbox.journal import Counts, Journal
 from molecule_runtime.inbox.mailbox import (
-    FILES_LATER,
     QUIET_LOOK_EVERY_S,
     RECLAIM_EVERY_S,
     TEXT_CODE_POINTS,
@@ -158,15 +157,26 @@ async def test_a_pop_closes_a_message_for_good(mailbox: Mailbox, journal: Journa
 
 async def test_attachments_are_named_with_what_became_of_them(mailbox: Mailbox, journal: Journal) -> None:
     """agent-side 4: name, type, size, status, path, reason; the sender's words for a name are cleaned."""
-    fill(
-        journal, 1, files=(FilePart("a\u202e<b>.pdf", "platform-pending:x", "application/pdf", 3), FilePart("\x00", ""))
-    )
-    failed = {"status": "failed", "path": None, "reason": FILES_LATER}
+    elsewhere = FilePart("a\u202e<b>.pdf", "https://x.example/a", "application/pdf", 3)
+    fill(journal, 1, files=(elsewhere, FilePart("\x00", "", "text/<b>")))
+    failed = {"status": "failed", "path": None}
     assert await mailbox.wait(0, key="a") == view(
         1,
         attachments=[
-            {"name": "ab.pdf", "mime_type": "application/pdf", "size": 3, **failed},
-            {"name": "file", "mime_type": None, "size": None, **failed},
+            {
+                "name": "ab.pdf",
+                "mime_type": "application/pdf",
+                "size": 3,
+                "reason": "only files uploaded to the canvas are fetched; this one is at https://x.example/a",
+                **failed,
+            },
+            {
+                "name": "file",
+                "mime_type": None,
+                "size": None,
+                "reason": "it names no place to fetch it from; files sent inside a message are not stored",
+                **failed,
+            },
         ],
     )
 

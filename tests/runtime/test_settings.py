@@ -44,6 +44,7 @@ def test_two_variables_are_enough() -> None:
         "disable_inbox": False,
         "heartbeat_secs": 20.0,
         "lease_secs": 600.0,
+        "files_quota_mb": 1_000.0,
         "org_id": "",
         "log_level": "WARNING",
         "verbose": False,

@@ -36,6 +36,7 @@ def test_directories_are_0700_and_files_0600(tmp_path: Path) -> None:
     assert workspace.owner_lock("beat").try_acquire()
     assert {str(path.relative_to(opened.root)): mode(path) for path in opened.root.rglob("*")} == {
         WORKSPACE: "0o700",
+        f"{WORKSPACE}/files": "0o700",
         f"{WORKSPACE}/sessions": "0o700",
         f"{WORKSPACE}/texts": "0o700",
         f"{WORKSPACE}/token": "0o600",
