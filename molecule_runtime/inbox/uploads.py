@@ -15,8 +15,9 @@ import asyncio
 import hashlib
 import os
 import re
+import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -58,6 +59,8 @@ KEPT_S = 7 * 86_400.0
 """How long a file stays on the disk after its message was handled."""
 UNFETCHED = frozenset({FileState.PENDING, FileState.FAILED})
 TIDY_EVERY_S = 3600.0
+DISK_MARGIN_BYTES = 64 * 1024 * 1024
+"""What files leave free on the disk, or a twentieth of it if that is less: the journal could not be written else."""
 WRITE_BYTES = 1024 * 1024
 PART = ".part"
 _OURS = re.compile(r"[0-9a-f]{32}-")
@@ -260,12 +263,16 @@ class Uploads:
             raise FileTooLarge(limit=MAX_FILE_BYTES)
         limit_s = GRACE_S + (record.size or MAX_FILE_BYTES) / SLOWEST_BYTES_PER_S
         try:
-            async with asyncio.timeout(limit_s), self._client.download(record.file_id) as download:
-                size = record.size if record.size is not None else download.size
+            async with asyncio.timeout(limit_s), AsyncExitStack() as held:
+                if record.size is not None:
+                    await held.enter_async_context(self._space(record.size))
+                download = await held.enter_async_context(self._client.download(record.file_id))
+                size = download.size if record.size is None else record.size
                 if size is not None and (download.size or 0) > size:
                     raise FileTooLarge(limit=size)
-                async with self._space(size if size is not None else MAX_FILE_BYTES):
-                    return await self._store(download.pieces, path, size)
+                if record.size is None:
+                    await held.enter_async_context(self._space(size if size is not None else MAX_FILE_BYTES))
+                return await self._store(download.pieces, path, size)
         except TimeoutError:
             raise TransferFailed(
                 endpoint="GET /workspaces/:id/pending-uploads/:file_id/content",
@@ -332,7 +339,7 @@ class Uploads:
 
     @asynccontextmanager
     async def _space(self, size: int) -> AsyncIterator[None]:
-        """Hold `size` bytes of the quota while a file is written, removing handled files for them, oldest first.
+        """Hold `size` bytes of disk and quota while a file is written, removing handled files for them, oldest first.
 
         Raises:
             FileNotStored: the files that are still needed leave no room.
@@ -346,19 +353,28 @@ class Uploads:
             self._reserved_bytes -= size
 
     async def _make_room(self, size: int) -> None:
-        files = self._journal.files
-        taken = await self._journal.off_loop(files.stored_bytes) + self._reserved_bytes
-        if taken + size <= self._quota_bytes:
+        if await self._shortage(size) is None:
             return
-        for old in await self._journal.off_loop(files.removable, self._now()):
+        for old in await self._journal.off_loop(self._journal.files.removable, self._now()):
             await self._remove(old.file_id, Path(old.path))
-            taken -= old.size
-            if taken + size <= self._quota_bytes:
+            if await self._shortage(size) is None:
                 return
-        raise self._no_place(
-            f"this workspace keeps at most {self._quota_bytes:,} bytes of files (MOLECULE_MCP_FILES_QUOTA_MB),"
-            f" and {taken:,} of them belong to messages that are not handled yet or are on their way"
-        )
+        shortage = await self._shortage(size)
+        if shortage is not None:
+            raise self._no_place(shortage)
+
+    async def _shortage(self, size: int) -> str | None:
+        """What keeps `size` more bytes from being stored; None when nothing does."""
+        taken = await self._journal.off_loop(self._journal.files.stored_bytes) + self._reserved_bytes
+        if taken + size > self._quota_bytes:
+            return (
+                f"this workspace keeps at most {self._quota_bytes:,} bytes of files (MOLECULE_MCP_FILES_QUOTA_MB),"
+                f" and {taken:,} of them belong to messages that are not handled yet or are on their way"
+            )
+        free = await anyio.to_thread.run_sync(_free_bytes, self._directory)
+        if free is not None and size + self._reserved_bytes > free:
+            return f"the disk is full: {size:,} bytes are needed, and {max(0, free - self._reserved_bytes):,} are left"
+        return None
 
     async def _tidy_forever(self) -> None:
         await self._tidied(self._clear_parts)
@@ -443,6 +459,15 @@ class _Sink:
             os.close(self._descriptor)
             with suppress(OSError):
                 self._part.unlink(missing_ok=True)
+
+
+def _free_bytes(directory: Path) -> int | None:
+    """What may be written to this disk, with something left for the journal; None when nobody can say."""
+    try:
+        disk = shutil.disk_usage(directory)
+    except OSError:
+        return None
+    return disk.free - min(DISK_MARGIN_BYTES, disk.total // 20)
 
 
 def _whole_file(path: Path) -> _Stored | None:

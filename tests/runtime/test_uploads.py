@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, closing
@@ -386,6 +387,41 @@ async def test_the_quota_is_kept_and_handled_files_make_room(
     (first,), (second,), (third,) = (journal.files.of_message(message(number).activity_id) for number in (1, 2, 3))
     assert [one.state for one in (first, second, third)] == [FileState.STAGED, FileState.REMOVED, FileState.STAGED]
     assert sorted(os.fspath(file) for file in state.files.iterdir()) == sorted([first.path or "", third.path or ""])
+
+
+async def test_a_disk_that_is_nearly_full_is_left_to_the_journal(
+    faulty: FaultyPlatform,
+    journal: Journal,
+    state: WorkspaceState,
+    clock: ManualClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """uploads: a file that would fill the disk is not begun, and says so; handled files make room for it."""
+    disk = shutil.disk_usage(state.files)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: disk._replace(total=20_000, free=1_000 + free))
+    faulty.play(serving())
+    free = 500
+    keep(journal, clock, notice(1), messages=[naming(1)])
+    async with uploading(faulty, journal, state, clock) as there:
+        await until(lambda: there.acks() == 1)
+        journal.handle(message(1).activity_id, now=clock.now().timestamp())
+        free = 499
+        monkeypatch.setattr(
+            shutil,
+            "disk_usage",
+            lambda directory: disk._replace(total=20_000, free=1_499 + 500 * (not any(directory.glob("*-a.txt")))),
+        )
+        keep(journal, clock, notice(2, name="b.txt"), messages=[naming(2, activity=2)])
+        there.uploads.kick()
+        await until(lambda: there.acks() == 2)
+        assert records(journal)[0].state is FileState.REMOVED
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: disk._replace(total=20_000, free=1_499))
+        keep(journal, clock, notice(3), messages=[naming(3, activity=3)])
+        there.uploads.kick()
+        await until(lambda: there.changes == 3)
+        (third,) = journal.files.of_message(message(3).activity_id)
+        assert "the disk is full: 500 bytes are needed, and 499 are left." in (third.reason or "")
+        assert there.gets() == 2
 
 
 async def test_files_go_a_week_after_their_message_was_handled(
