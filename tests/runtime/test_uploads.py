@@ -54,7 +54,7 @@ async def test_a_file_of_a_message_lies_on_the_disk_when_the_message_is_handed_o
     """R8: fetched, staged, acked, named in the message."""
     workspace = workspace_of(platform, member, at_home, clock)
     content = b"%PDF-1.7 " + bytes(range(256)) * 10
-    async with running(workspace.run), ticking(clock):
+    async with running(workspace.run), ticking(clock, 0.01):  # slowly: the file comes by real threads
         mailbox = await workspace.mailbox()
         await drop(platform, member, [("../a b.pdf", content)])
         with anyio.fail_after(10):
@@ -343,8 +343,9 @@ async def test_an_ack_is_repeated_until_the_platform_has_taken_it(
     async with uploading(faulty, journal, state, clock) as there:
         await until(lambda: there.acks() == 1)
         assert records(journal)[0].state is FileState.STAGED
-        for _ in range(40):
-            await pass_time(clock, 1, sleepers=2)
+        await meanwhile(clock, lambda: there.acks() == acks)
+        await until(lambda: journal.files.next_due_at() is None)
+        await pass_time(clock, RETRY_LATER_S, sleepers=2)
         assert (there.acks(), there.gets()) == (acks, 1)
 
 
