@@ -167,8 +167,11 @@ class Uploads:
             await underway.wait()
             return
         self._fetching[record.file_id] = asyncio.Event()
-        if await self._work(record) and record.file_id not in self._acking:
-            self._acking.add(record.file_id)  # the loop that acks may run in another process
+        if not await self._work(record):
+            return
+        owes_ack = await self._journal.off_loop(self._journal.files.owes_ack, record.file_id)
+        if owes_ack and record.file_id not in self._acking:  # the loop that acks may run in another process
+            self._acking.add(record.file_id)
             await self._ack(record)
 
     async def _work(self, record: FileRecord) -> bool:
