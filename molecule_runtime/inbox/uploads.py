@@ -171,8 +171,11 @@ class Uploads:
         if not await self._work(record) or record.file_id in self._acking:
             return
         self._acking.add(record.file_id)
-        owes_ack = await self._journal.off_loop(self._journal.files.owes_ack, record.file_id)
-        if owes_ack:  # the loop that acks may run in another process, or not have come to it
+        try:  # the loop that acks may run in another process, or not have come to it
+            owes_ack = await self._journal.off_loop(self._journal.files.owes_ack, record.file_id)
+        except JournalUnusable:
+            owes_ack = False
+        if owes_ack:
             await self._ack(record)
         else:
             self._acking.discard(record.file_id)
