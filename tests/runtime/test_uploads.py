@@ -224,6 +224,7 @@ async def test_a_file_that_does_not_come_has_a_reason_and_comes_when_the_platfor
             assert record.state is (FileState.FAILED if number == case.tries else FileState.PENDING)
             assert case.reason in (record.reason or "")
         assert leftovers(state) == []
+        assert (journal.files.next_due_at() is None) == case.is_final
         await pass_time(clock, RETRY_LATER_S - 5, sleepers=2)
         assert there.gets() == case.tries
         faulty.play(serving())
