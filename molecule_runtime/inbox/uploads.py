@@ -277,8 +277,6 @@ class Uploads:
                     await held.enter_async_context(self._space(record.size))
                 download = await held.enter_async_context(self._client.download(record.file_id))
                 size = download.size if record.size is None else record.size
-                if size is not None and (download.size or 0) > size:
-                    raise FileTooLarge(limit=size)
                 if record.size is None:
                     await held.enter_async_context(self._space(size if size is not None else MAX_FILE_BYTES))
                 return await self._store(download.pieces, path, size)
