@@ -328,7 +328,7 @@ async def test_what_a_killed_process_left_is_taken_up(
     faulty.play(serving())
     keep(journal, clock, notice(1), notice(2), messages=[naming(1, 2)])
     async with uploading(faulty, journal, state, clock) as there:
-        await until(lambda: there.acks() == 2)
+        await until(lambda: there.acks() == 2 and journal.files.next_due_at() is None)
     one, two = records(journal)
     with closing(sqlite3.connect(state.journal)) as db:  # as if killed before the journal was told
         again = "UPDATE files SET state = 'pending', path = NULL, sha256 = NULL, next_at = 0 WHERE file_id = ?"
