@@ -30,6 +30,7 @@ from tests.reference_platform.support import Member, Platform
 from .support import WORKSPACE, client_of, idle, lone_client, message, pass_time, running, spawn, until
 
 LEASE_S = 600.0
+FILE_ID = "44444444-4444-4444-8444-444444444444"
 
 
 @pytest.fixture
@@ -160,7 +161,8 @@ async def test_a_pop_closes_a_message_for_good(mailbox: Mailbox, journal: Journa
 async def test_attachments_are_named_with_what_became_of_them(mailbox: Mailbox, journal: Journal) -> None:
     """agent-side 4: name, type, size, status, path, reason; the sender's words for a name are cleaned."""
     elsewhere = FilePart("a\u202e<b>.pdf", "https://x.example/a", "application/pdf", 3)
-    fill(journal, 1, files=(elsewhere, FilePart("\x00", "", "text/<b>")))
+    peers = FilePart("p", pending_uri("22222222-2222-4222-8222-222222222222", FILE_ID))
+    fill(journal, 1, files=(elsewhere, FilePart("\x00", "", "text/<b>"), peers))
     failed = {"status": "failed", "path": None}
     assert await mailbox.wait(0, key="a") == view(
         1,
@@ -179,11 +181,17 @@ async def test_attachments_are_named_with_what_became_of_them(mailbox: Mailbox, 
                 "reason": "it names no place to fetch it from; files sent inside a message are not stored",
                 **failed,
             },
+            {
+                "name": "p",
+                "mime_type": None,
+                "size": None,
+                "reason": "it waits on the platform for another workspace, whose files cannot be read from here",
+                **failed,
+            },
         ],
     )
 
 
-FILE_ID = "44444444-4444-4444-8444-444444444444"
 PDF = FilePart("a.pdf", pending_uri(WORKSPACE, FILE_ID), "application/pdf", 9, FILE_ID)
 
 
