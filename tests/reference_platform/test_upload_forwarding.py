@@ -34,6 +34,7 @@ async def agent() -> AsyncIterator[PushAgent]:
         yield agent
 
 
+@only("sqlite")  # the agent is the matter, not the database
 async def test_the_body_reaches_the_agent_as_it_was_sent(
     platform: Platform, agent: PushAgent, database: Database
 ) -> None:
@@ -76,6 +77,7 @@ async def test_the_first_bytes_arrive_before_the_last_are_sent(platform: Platfor
         assert await post(platform, member, body()) == (200, {})
 
 
+@only("sqlite")  # the agent is the matter, not the database
 async def test_the_golden_exchanges(platform: Platform, agent: PushAgent, database: Database) -> None:
     """Each recorded answer of the branch comes about here (contract 5.1, golden upload_push)."""
     document = json.loads((GOLDEN / "upload_push.json").read_text())
@@ -179,6 +181,7 @@ async def test_what_is_no_form_is_not_sent_on(platform: Platform, agent: PushAge
     assert agent.called == []
 
 
+@only("sqlite")  # the agent is the matter, not the database
 async def test_a_blocked_address_is_not_called(fresh: Platform, platform: Platform, database: Database) -> None:
     """The rule of /a2a holds here too: no address of this machine outside development (contract 2.1)."""
     async with push_agent() as agent:
@@ -193,6 +196,7 @@ async def test_a_blocked_address_is_not_called(fresh: Platform, platform: Platfo
         assert agent.called == []
 
 
+@only("sqlite")  # the agent is the matter, not the database
 @pytest.mark.parametrize("mode", ["poll", "push"])
 async def test_a_sender_that_goes_away_is_nobodys_error(
     platform: Platform, agent: PushAgent, database: Database, mode: str
