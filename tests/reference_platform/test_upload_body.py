@@ -10,7 +10,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from molecule_runtime.reference_platform.refusals import Refusal
-from molecule_runtime.reference_platform.services.upload_body import Spool, receive
+from molecule_runtime.reference_platform.services.upload_body import Spool, boundary_of, receive
 from molecule_runtime.reference_platform.services.uploads import hardened_type
 
 from .uploads import BOUNDARY, FORM, form, named, part, pieces
@@ -26,7 +26,7 @@ async def parsed(
 ) -> list[tuple[str, str, bytes]]:
     """(name, type, bytes) of each file of a body that comes in pieces of `size`."""
     with Spool() as spool:
-        files = await receive(pieces(body, size), content_type, spool, **CAPS | caps)
+        files = await receive(pieces(body, size), boundary_of(content_type), spool, **CAPS | caps)
         return [(file.name, file.content_type, b"".join(spool.chunks(file))) for file in files]
 
 
@@ -114,6 +114,7 @@ WHOLE = form(named("a"))
         (WHOLE, f"multipart/mixed; boundary={BOUNDARY}"),
         (WHOLE, "multipart/form-data; boundary=other"),
         (WHOLE, f"multipart/form-data; boundary={'x' * 5000}"),
+        (WHOLE, "multipart/form-data; boundary=é"),
         (b'{"files": []}', "application/json"),
         (b"", FORM),
         (b"\r\n", FORM),
@@ -133,6 +134,7 @@ WHOLE = form(named("a"))
         "another multipart",
         "boundary that is not there",
         "long boundary",
+        "boundary beyond ASCII",
         "JSON",
         "empty",
         "a line end",
@@ -191,11 +193,11 @@ async def test_what_is_over_a_cap_is_not_kept() -> None:
     body = form(named("a", b"x" * 500_000), *[named("b", b"x" * 1000)] * 63)
     with Spool() as spool:
         with pytest.raises(Refusal):
-            await receive(pieces(body, 65_536), FORM, spool, **CAPS)
+            await receive(pieces(body, 65_536), BOUNDARY.encode(), spool, **CAPS)
         assert spool.size <= CAPS["max_file_bytes"]
     with Spool() as spool:
         with pytest.raises(Refusal):
-            await receive(pieces(form(*[named("b", b"x" * 1000)] * 200), 65_536), FORM, spool, **CAPS)
+            await receive(pieces(form(*[named("b", b"x" * 1000)] * 200), 65_536), BOUNDARY.encode(), spool, **CAPS)
         assert spool.size <= 64 * 1000
 
 
@@ -217,7 +219,7 @@ async def test_a_full_disk_is_the_platforms_failure() -> None:
             raise OSError(28, "No space left on device")
 
     with capture_logs() as logs, FullDisk() as spool, pytest.raises(Refusal) as refusal:
-        await receive(pieces(WHOLE, 100), FORM, spool, **CAPS)
+        await receive(pieces(WHOLE, 100), BOUNDARY.encode(), spool, **CAPS)
     assert (refusal.value.status, refusal.value.body()) == (500, {"error": "could not stage files"})
     assert [entry["event"] for entry in logs] == ["uploads.spool_failed"]
 
@@ -234,7 +236,7 @@ async def test_a_body_over_its_cap_is_not_parsed_further() -> None:
             yield b"x" * 1000
 
     with Spool() as spool, pytest.raises(Refusal):
-        await receive(endless(), FORM, spool, max_file_bytes=100, max_request_bytes=5000)
+        await receive(endless(), BOUNDARY.encode(), spool, max_file_bytes=100, max_request_bytes=5000)
     assert asked == 5
 
 

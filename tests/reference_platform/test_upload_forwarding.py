@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import anyio
@@ -17,9 +18,9 @@ from molecule_runtime.clock import ManualClock
 from molecule_runtime.reference_platform.config import PlatformConfig
 
 from .push_agents import PushAgent, closed_port, push_agent, socket_that_says
-from .support import Database, Member, Platform, running
+from .support import Database, Member, Platform, only, running
 from .test_golden import GOLDEN, differences
-from .test_push import pushed
+from .test_push import answer, pushed
 from .uploads import FORM, form, named, pieces, post, stock, upload
 
 TAKEN = {"files": [{"uri": "workspace:/x/a.txt", "name": "a.txt", "mimeType": "text/plain", "size": 1}]}
@@ -33,6 +34,7 @@ async def agent() -> AsyncIterator[PushAgent]:
         yield agent
 
 
+@only("sqlite")  # the agent is the matter, not the database
 async def test_the_body_reaches_the_agent_as_it_was_sent(
     platform: Platform, agent: PushAgent, database: Database
 ) -> None:
@@ -52,6 +54,7 @@ async def test_the_body_reaches_the_agent_as_it_was_sent(
     assert (await upload(platform, member, ("a", b"", ""), headers=member.headers)).json() == TAKEN
 
 
+@only("sqlite")  # the agent is the matter, not the database
 async def test_the_first_bytes_arrive_before_the_last_are_sent(platform: Platform) -> None:
     """A body is passed on as it comes, not collected (ours)."""
     arrived = asyncio.Event()
@@ -74,6 +77,7 @@ async def test_the_first_bytes_arrive_before_the_last_are_sent(platform: Platfor
         assert await post(platform, member, body()) == (200, {})
 
 
+@only("sqlite")  # the agent is the matter, not the database
 async def test_the_golden_exchanges(platform: Platform, agent: PushAgent, database: Database) -> None:
     """Each recorded answer of the branch comes about here (contract 5.1, golden upload_push)."""
     document = json.loads((GOLDEN / "upload_push.json").read_text())
@@ -114,7 +118,7 @@ async def test_a_new_secret_is_kept_and_the_next_upload_goes_out_with_it(
     assert headers["authorization"] == f"Bearer {beat.json()['platform_inbound_secret']}"
 
 
-@pytest.mark.parametrize(("status", "content", "told"), [
+ANSWERS: list[tuple[int, bytes, tuple[int, Any]]] = [
     (201, b'{"files": []}', (201, {"files": []})),
     (204, b"", UNREACHABLE),
     (200, b"[1]", UNREACHABLE),
@@ -122,17 +126,20 @@ async def test_a_new_secret_is_kept_and_the_next_upload_goes_out_with_it(
     (304, b"", (502, {"error": "Not Modified"})),
     (401, b'{"error": {"code": 1}}', (401, {"error": "Unauthorized"})),
     (422, b'{"error": "no", "detail": "full"}', (422, {"error": "no", "detail": "full"})),
-])  # fmt: skip
-async def test_the_agents_word_is_passed_on_in_the_contracts_form(
-    platform: Platform, agent: PushAgent, status: int, content: bytes, told: tuple[int, Any]
-) -> None:
+]
+
+
+@only("sqlite")  # the agent is the matter, not the database
+async def test_the_agents_word_is_passed_on_in_the_contracts_form(platform: Platform, agent: PushAgent) -> None:
     """JSON objects as they are; from 300 on `error` is a string; redirects are not followed (5.1, conventions)."""
     member = await pushed(platform, agent.url())
-    agent.answer = lambda _body: Response(content, status_code=status)
-    assert await post(platform, member, form(named("a"))) == told
-    assert len(agent.called) == 1
+    for status, content, told in ANSWERS:
+        agent.answer = partial(answer, content, status)
+        assert (status, await post(platform, member, form(named("a")))) == (status, told)
+    assert len(agent.called) == len(ANSWERS)
 
 
+@only("sqlite")  # the agent is the matter, not the database
 async def test_an_agent_that_answers_early_is_heard(platform: Platform) -> None:
     """It need not have read 10 MB to say that it does not want them (ours)."""
 
@@ -148,6 +155,7 @@ async def test_an_agent_that_answers_early_is_heard(platform: Platform) -> None:
         assert await post(platform, member, form(named("a", b"x" * 10_000_000))) == (413, {"error": "no"})
 
 
+@only("sqlite")  # the agent is the matter, not the database
 async def test_a_body_over_its_cap_breaks_off(config: PlatformConfig, clock: ManualClock) -> None:
     """The agent never gets a whole body out of it; one that says its length is not begun (contract 5.1)."""
     body = form(named("a", b"x" * 9000))
@@ -161,6 +169,19 @@ async def test_a_body_over_its_cap_breaks_off(config: PlatformConfig, clock: Man
         assert not any(heard.endswith(b"0\r\n\r\n") for heard in agent.heard)
 
 
+@only("sqlite")  # the wire is the matter, not the database
+async def test_what_is_no_form_is_not_sent_on(platform: Platform, agent: PushAgent) -> None:
+    """A type that no header of ours could carry among them (contract 5.1)."""
+    member = await pushed(platform, agent.url())
+    for content_type in (b"", b"application/json", b"multipart/form-data; boundary=\xe9"):
+        reply = await platform.http.post(
+            f"/workspaces/{member.id}/chat/uploads", content=b"x", headers=[(b"Content-Type", content_type)]
+        )
+        assert (reply.status_code, reply.json()) == (400, {"error": "malformed multipart body"})
+    assert agent.called == []
+
+
+@only("sqlite")  # the agent is the matter, not the database
 async def test_a_blocked_address_is_not_called(fresh: Platform, platform: Platform, database: Database) -> None:
     """The rule of /a2a holds here too: no address of this machine outside development (contract 2.1)."""
     async with push_agent() as agent:
@@ -175,6 +196,7 @@ async def test_a_blocked_address_is_not_called(fresh: Platform, platform: Platfo
         assert agent.called == []
 
 
+@only("sqlite")  # the agent is the matter, not the database
 @pytest.mark.parametrize("mode", ["poll", "push"])
 async def test_a_sender_that_goes_away_is_nobodys_error(
     platform: Platform, agent: PushAgent, database: Database, mode: str
