@@ -15,7 +15,6 @@ from .support import PEER, WORKSPACE, golden, row
 FILE_ID = "44444444-4444-4444-8444-444444444444"
 PDF = FilePart("a.pdf", f"platform-pending:{WORKSPACE}/{FILE_ID}", "application/pdf", 123, FILE_ID)
 WHEN = "2026-05-05T10:00:00.123456Z"
-QUEUED = "message/send → laptop (queued for poll)"
 
 
 def of(raw: dict[str, Any]) -> Classified:
@@ -41,7 +40,7 @@ EXPECTED: list[Classified] = [
     Message(id_of(8), Kind.PEER_AGENT, PEER, "something new", WHEN, "tasks/unheard_of"),
     user(9, "v0 parts"),
     user(10, "bare parts"),
-    user(11, QUEUED, files=(PDF,)),
+    user(11, "", files=(PDF,)),
 ]
 GOLDEN_ROWS = golden("activity_rows")["exchanges"][0]["response"]
 
@@ -139,6 +138,14 @@ def test_a_file_of_any_form_is_shown_never_lost(part: Any, file: FilePart) -> No
     found = of(row(1, request_body={"parts": [part]}))
     assert isinstance(found, Message)
     assert found.files == (file,)
+
+
+def test_beside_files_no_summary_stands_for_a_text() -> None:
+    """A platform's summary ("queued for poll") would read like words of the sender."""
+    part = {"kind": "file", "file": {"uri": "x:y", "name": "n"}}
+    found = of(row(1, summary="message/send (queued for poll)", request_body={"parts": [part]}))
+    assert isinstance(found, Message)
+    assert (found.text, found.files) == ("", (FilePart("n", "x:y"),))
 
 
 @pytest.mark.parametrize("file_id", [None, "", "../../etc/passwd", 7, f"{FILE_ID}x"])
