@@ -15,7 +15,7 @@ import asyncio
 import hashlib
 import os
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,6 +99,7 @@ class Uploads:
         self._fetching: dict[str, asyncio.Event] = {}
         self._acking: set[str] = set()
         self._slots = asyncio.Semaphore(AT_A_TIME)
+        self._by_hand: set[asyncio.Future[None]] = set()
         self._reserved_bytes = 0
         self._room = asyncio.Lock()
 
@@ -145,49 +146,64 @@ class Uploads:
         next_at = await self._journal.off_loop(files.next_due_at)
         return RETRY_LATER_S if next_at is None else min(max(1.0, next_at - self._now()), RETRY_LATER_S)
 
-    async def fetch(self, record: FileRecord) -> None:
-        """Try one file that is not here yet, now; its record says how that went. Also for who does not run this.
+    async def fetch_now(self, records: Iterable[FileRecord], *, within_s: float) -> None:
+        """Try files that are not here yet, at once; their records say how that went.
 
-        Raises:
-            JournalUnusable
+        What takes longer than `within_s` goes on. Any process may ask for it, one that does not read the feed too.
         """
+        tries = {asyncio.ensure_future(self._fetch_now(record)) for record in records if record.state in UNFETCHED}
+        for each in tries:
+            self._by_hand.add(each)
+            each.add_done_callback(self._by_hand.discard)
+        if tries:
+            await asyncio.wait(tries, timeout=within_s)
+
+    async def _fetch_now(self, record: FileRecord) -> None:
         underway = self._fetching.get(record.file_id)
         if underway is not None:
             await underway.wait()
             return
         self._fetching[record.file_id] = asyncio.Event()
-        await self._work(record)
+        if await self._work(record) and record.file_id not in self._acking:
+            self._acking.add(record.file_id)  # the loop that acks may run in another process
+            await self._ack(record)
 
-    async def _work(self, record: FileRecord) -> None:
-        """One attempt at a file, and what the journal is told of it."""
+    async def _work(self, record: FileRecord) -> bool:
+        """One attempt at a file, and what the journal is told of it; True when the file is here."""
+        is_here = False
         try:
             async with self._slots:
-                await self._attempt(record)
+                is_here = await self._attempt(record)
         except JournalUnusable as error:
             log.warning("uploads.journal_failed", file_id=record.file_id, detail=str(error))
             await self._clock.sleep(1.0)  # it is still due, and a full disk is not asked in a circle
+        except Exception as bug:
+            log.exception("uploads.attempt_crashed", file_id=record.file_id, error=type(bug).__name__)
+            await self._clock.sleep(RETRY_LATER_S)
         finally:
             self._fetching.pop(record.file_id).set()
             self.kick()
         await self._on_change()
+        return is_here
 
-    async def _attempt(self, record: FileRecord) -> None:
+    async def _attempt(self, record: FileRecord) -> bool:
         try:
             stored = await self._fetch(record)
         except JournalUnusable:
             raise
         except MoleculeError as error:
             await self._missed(record, error)
-        else:
-            await self._journal.off_loop(
-                self._journal.files.stage,
-                record.file_id,
-                path=os.fspath(stored.path),
-                size=stored.size,
-                sha256=stored.sha256,
-                now=self._now(),
-            )
-            log.info("uploads.staged", file_id=record.file_id, size_bytes=stored.size)
+            return False
+        await self._journal.off_loop(
+            self._journal.files.stage,
+            record.file_id,
+            path=os.fspath(stored.path),
+            size=stored.size,
+            sha256=stored.sha256,
+            now=self._now(),
+        )
+        log.info("uploads.staged", file_id=record.file_id, size_bytes=stored.size)
+        return True
 
     async def _missed(self, record: FileRecord, error: MoleculeError) -> None:
         failures = record.attempt + 1
@@ -399,9 +415,12 @@ class _Sink:
         self._digest = hashlib.sha256()
 
     def open(self) -> None:
-        self._part.parent.mkdir(mode=0o700, exist_ok=True)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-        self._descriptor = os.open(self._part, flags, 0o600)
+        try:
+            self._descriptor = os.open(self._part, flags, 0o600)
+        except FileNotFoundError:
+            self._part.parent.mkdir(mode=0o700, exist_ok=True)
+            self._descriptor = os.open(self._part, flags, 0o600)
 
     @property
     def sha256(self) -> str:
