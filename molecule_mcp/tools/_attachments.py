@@ -26,7 +26,8 @@ T = TypeVar("T")
 def _paths(value: Any) -> Any:
     """Kindly read: one path is a list of one, the text of a list is the list, and blank ones are none."""
     if isinstance(value, str):
-        value = _list_in(value) or [value]
+        listed = _list_in(value)
+        value = [value] if listed is None else listed
     if isinstance(value, list):
         return [path for path in value if path is not None and path != ""]
     return value
