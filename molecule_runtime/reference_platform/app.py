@@ -3,7 +3,7 @@
     request -> CountRequests -> SecurityHeaders -> ForeignPageGuard -> CORS -> RateLimit -> LastResort -> routes/*
     routes  -> auth (who is asking) -> services/* (the rules) -> store/* (the facts) -> bus -> /ws
 
-`create_app` builds a platform without opening anything; its lifespan migrates the database and starts the sweeper.
+`create_app` builds a platform without opening anything; its lifespan migrates the database and starts the sweepers.
 `serve` runs one behind uvicorn on a socket of its own.
 """
 
@@ -13,7 +13,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 import anyio
 import uvicorn
@@ -107,13 +107,13 @@ async def _lifespan(app: Starlette) -> AsyncIterator[None]:
     await parts.store.migrate()
     try:
         async with parts.relay.running():
-            sweeping = asyncio.create_task(parts.sweeper.run())
+            sweeping = [asyncio.create_task(loop.run()) for loop in (parts.sweeper, parts.upload_sweeper)]
             try:
                 yield
             finally:
-                sweeping.cancel()
-                with suppress(asyncio.CancelledError):
-                    await sweeping
+                for task in sweeping:
+                    task.cancel()
+                await asyncio.wait(sweeping)
     finally:
         with anyio.move_on_after(CLOSE_S):  # a database that does not answer must not hold up the end
             await parts.store.close()

@@ -40,7 +40,8 @@ DEVELOPMENT_NAMES = frozenset({"development", "dev"})
 class PlatformConfig:
     """Everything the platform needs to know. `port` 0 lets the system choose; `database` is a path or a URL.
 
-    `rate_limit` is the requests a minute that one address may make; 0 is no limit.
+    `rate_limit` is the requests a minute that one address may make; 0 is no limit. A whole request of files may be
+    `upload_max_request_bytes` long with all that is around them.
     """
 
     host: str = "127.0.0.1"
@@ -102,6 +103,16 @@ class PlatformConfig:
             activity_cleanup_interval_hours=_positive(
                 values.get("ACTIVITY_CLEANUP_INTERVAL_HOURS"), ACTIVITY_CLEANUP_INTERVAL_HOURS
             ),
+            upload_max_file_bytes=_count(values.get("UPLOAD_MAX_FILE_BYTES")) or MAX_FILE_BYTES,
+            upload_max_request_bytes=_count(values.get("UPLOAD_MAX_REQUEST_BYTES")) or MAX_REQUEST_BYTES,
+            pending_uploads_ttl_s=min(
+                _positive(values.get("PENDING_UPLOADS_TTL_S"), PENDING_UPLOADS_TTL_S), LONGEST_RETENTION_DAYS * 86_400
+            ),
+            pending_uploads_ack_retention_s=min(
+                _positive(values.get("PENDING_UPLOADS_ACK_RETENTION_S"), PENDING_UPLOADS_ACK_RETENTION_S),
+                LONGEST_RETENTION_DAYS * 86_400,
+            ),
+            pending_uploads_sweep_s=_positive(values.get("PENDING_UPLOADS_SWEEP_S"), PENDING_UPLOADS_SWEEP_S),
         )
 
     @property
@@ -143,9 +154,9 @@ def _positive(text: str | None, default: float) -> float:
 
 
 def _count(text: str | None) -> int:
-    """A positive number in ASCII digits, else 0."""
+    """A positive number in at most twelve ASCII digits, else 0."""
     bare = (text or "").strip()
-    return int(bare) if bare.isascii() and bare.isdigit() and len(bare) <= 9 else 0
+    return int(bare) if bare.isascii() and bare.isdigit() and len(bare) <= 12 else 0
 
 
 def _origins(text: str | None) -> tuple[str, ...]:

@@ -24,11 +24,12 @@ from molecule_runtime.reference_platform.services.pending_uploads import Pending
 from molecule_runtime.reference_platform.services.presence import Presence
 from molecule_runtime.reference_platform.services.push import PushAgents
 from molecule_runtime.reference_platform.services.tokens import Tokens
+from molecule_runtime.reference_platform.services.upload_forwarding import UploadForwarder
 from molecule_runtime.reference_platform.services.uploads import ChatUploads
 from molecule_runtime.reference_platform.services.workspace_edits import WorkspaceEdits
 from molecule_runtime.reference_platform.services.workspaces import Workspaces
 from molecule_runtime.reference_platform.store.engine import Store
-from molecule_runtime.reference_platform.sweeper import Sweeper
+from molecule_runtime.reference_platform.sweeper import Sweeper, UploadSweeper
 
 
 @dataclass(frozen=True)
@@ -55,19 +56,23 @@ class Parts:
     chat_histories: ChatHistories
     pending_uploads: PendingUploads
     uploads: ChatUploads
+    upload_forwarder: UploadForwarder
     sweeper: Sweeper
+    upload_sweeper: UploadSweeper
 
 
 def build_parts(config: PlatformConfig, clock: Clock) -> Parts:
     """Wire a platform. Nothing is opened yet: the lifespan of the app does that."""
     store = Store(config.database_url)
     bus = EventBus(clock)
+    metrics = Metrics()
     relay = Relay(store, bus, term_s=4 * config.sweep_interval_s)
     bus.pass_on_to(relay.pass_on)
     tokens = Tokens(store, clock)
     peers = Peers(store)
     activity = ActivityLog(store, bus, clock)
-    forwarder = Forwarder(store, bus, activity, PushAgents(development=config.development), clock)
+    agents = PushAgents(development=config.development)
+    forwarder = Forwarder(store, bus, activity, agents, clock)
     pending_uploads = UploadTables(store, clock, ttl=timedelta(seconds=config.pending_uploads_ttl_s))
     presence = Presence(store, bus, clock, stale_after_s=config.stale_after_s)
     return Parts(
@@ -76,7 +81,7 @@ def build_parts(config: PlatformConfig, clock: Clock) -> Parts:
         store=store,
         bus=bus,
         relay=relay,
-        metrics=Metrics(),
+        metrics=metrics,
         tokens=tokens,
         auth=Auth(config, tokens),
         workspaces=Workspaces(store, bus, clock),
@@ -91,6 +96,7 @@ def build_parts(config: PlatformConfig, clock: Clock) -> Parts:
         chat_histories=ChatHistories(store),
         pending_uploads=pending_uploads,
         uploads=ChatUploads(store, pending_uploads, activity, clock),
+        upload_forwarder=UploadForwarder(store, agents),
         sweeper=Sweeper(
             presence,
             tokens,
@@ -100,6 +106,13 @@ def build_parts(config: PlatformConfig, clock: Clock) -> Parts:
             interval_s=config.sweep_interval_s,
             retention=timedelta(days=config.activity_retention_days),
             retention_interval_s=config.activity_cleanup_interval_hours * 3600,
+        ),
+        upload_sweeper=UploadSweeper(
+            pending_uploads,
+            metrics,
+            clock,
+            interval_s=config.pending_uploads_sweep_s,
+            acked_for=timedelta(seconds=config.pending_uploads_ack_retention_s),
         ),
     )
 

@@ -1,7 +1,8 @@
-"""The platform's housekeeping: one loop that marks silent workspaces (contract 2.4) and deletes old rows (4.3).
+"""The platform's housekeeping: a loop that marks silent workspaces (contract 2.4) and deletes old rows (4.3), and one
+that deletes files of the chat (5.6).
 
 With a period of 15 s and a window of 90 s an agent shows as gone 90-105 s after its last beat. A chore that fails is
-logged, the others are done and the next round comes: the loop ends only with the platform.
+logged, the others are done and the next round comes: the loops end only with the platform.
 """
 
 from __future__ import annotations
@@ -9,16 +10,21 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
+import anyio
 import structlog
 
 from molecule_runtime.clock import Clock
+from molecule_runtime.reference_platform.metrics import Metrics, SweepOutcome
 from molecule_runtime.reference_platform.relay import Relay
 from molecule_runtime.reference_platform.services.activity import ActivityLog
+from molecule_runtime.reference_platform.services.pending_uploads import PendingUploads, Swept
 from molecule_runtime.reference_platform.services.presence import Presence
 from molecule_runtime.reference_platform.services.tokens import Tokens
 
 PRUNED_A_ROUND = 10_000
 """Rows of activity deleted between two sweeps: about a second's work."""
+UPLOAD_SWEEP_DEADLINE_S = 30.0
+"""Seconds that one sweep of files may take (contract 5.6)."""
 
 log = structlog.get_logger(__name__)
 
@@ -88,3 +94,58 @@ async def _attempt(chore: Callable[[], Awaitable[object]]) -> None:
         await chore()
     except Exception:  # the edge of the loop: one bad chore must not end all others
         log.exception("sweeper.failed")
+
+
+class UploadSweeper:
+    """Deletes files that have arrived or expired: at once, then every `interval_s` seconds."""
+
+    def __init__(
+        self,
+        pending: PendingUploads,
+        metrics: Metrics,
+        clock: Clock,
+        *,
+        interval_s: float,
+        acked_for: timedelta,
+        deadline_s: float = UPLOAD_SWEEP_DEADLINE_S,
+    ) -> None:
+        self._pending = pending
+        self._metrics = metrics
+        self._clock = clock
+        self._interval_s = interval_s
+        self._acked_for = acked_for
+        self._deadline_s = deadline_s
+
+    async def run(self) -> None:
+        """Sweep until cancelled."""
+        while True:
+            await self._cycle()
+            await self._clock.sleep(self._interval_s)
+
+    async def sweep_once(self) -> Swept:
+        """Delete all that is due, in portions, each of which is counted when it is done.
+
+        Raises:
+            StoreError: the store failed; what was deleted until then stays so.
+        """
+        done = Swept()
+        try:
+            while (portion := await self._pending.sweep(self._acked_for)).total:
+                self._metrics.uploads_swept(SweepOutcome.ACKED, portion.acked)
+                self._metrics.uploads_swept(SweepOutcome.EXPIRED, portion.expired)
+                done += portion
+        finally:
+            if done.total:
+                # The words are the contract's (5.6): operators search for them.
+                line = f"pendinguploads sweeper: deleted acked={done.acked} expired={done.expired} total={done.total}"
+                log.info(line)
+        return done
+
+    async def _cycle(self) -> None:
+        try:
+            # Real time, not the platform's clock: it bounds a database, and no test waits for it to pass.
+            with anyio.fail_after(self._deadline_s):
+                await self.sweep_once()
+        except Exception:  # the edge of the loop: one bad sweep must not end all others
+            self._metrics.uploads_swept(SweepOutcome.ERROR)
+            log.exception("pendinguploads.sweep_failed")

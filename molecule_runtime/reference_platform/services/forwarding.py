@@ -31,7 +31,7 @@ from molecule_runtime.wire.events import EventName
 
 BUSY_RETRY_S = 30
 """Seconds after which a sender may ask a silent agent again, if it must (contract 4.1)."""
-_BODILESS = {204: 200, 205: 200, 304: 502}
+BODILESS = {204: 200, 205: 200, 304: 502}
 """Statuses that cannot carry the JSON which every answer of the platform has, and what is sent in their place."""
 
 log = structlog.get_logger(__name__)
@@ -119,8 +119,8 @@ def _accepted(status: int, body: bytes) -> _Result:
     """The agent's own JSON, with its own status: an answer, an error object, or 202 "queued"."""
     if not body:
         empty = {"error": "agent returned empty response body"}
-        return _Result(Forwarded(_BODILESS.get(status, status), empty), error=empty["error"])
-    answer = _object(body)
+        return _Result(Forwarded(BODILESS.get(status, status), empty), error=empty["error"])
+    answer = json_object(body)
     if answer is None:
         return _unreadable("the answer is not a JSON object")
     return _Result(Forwarded(status, answer), response_body=answer)
@@ -128,11 +128,11 @@ def _accepted(status: int, body: bytes) -> _Result:
 
 def _refused(status: int, body: bytes) -> _Result:
     """The agent's error as a string, else the name of its status; never its JSON."""
-    answer = _object(body)
+    answer = json_object(body)
     error = answer.get("error") if answer is not None else None
     if not isinstance(error, str) or not error:
-        error = _status_text(status)
-    return _Result(Forwarded(_BODILESS.get(status, status), {"error": error}), response_body=answer, error=error)
+        error = status_text(status)
+    return _Result(Forwarded(BODILESS.get(status, status), {"error": error}), response_body=answer, error=error)
 
 
 def _unreadable(reason: str) -> _Result:
@@ -140,7 +140,8 @@ def _unreadable(reason: str) -> _Result:
     return _Result(Forwarded(502, body), error=reason, failed=True)
 
 
-def _object(body: bytes) -> dict[str, Any] | None:
+def json_object(body: bytes) -> dict[str, Any] | None:
+    """The JSON object that an agent answered, or None when it is none."""
     try:
         parsed = strict_json.parse(body)
     except ValueError:
@@ -148,7 +149,8 @@ def _object(body: bytes) -> dict[str, Any] | None:
     return parsed if isinstance(parsed, dict) else None
 
 
-def _status_text(status: int) -> str:
+def status_text(status: int) -> str:
+    """What a status is called."""
     try:
         return HTTPStatus(status).phrase
     except ValueError:

@@ -16,7 +16,7 @@ import ipaddress
 import json
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,6 +80,19 @@ class _TooLong(Exception):
     """The agent's answer is longer than what is read."""
 
 
+@dataclass(frozen=True)
+class Payload:
+    """What is posted: all bytes at once, or an iterator that gives them once, as they come.
+
+    `path` takes the place of the URL's own path, query included; `length` is that of an iterator, if it is known.
+    """
+
+    content: bytes | AsyncIterator[bytes]
+    content_type: str
+    path: str | None = None
+    length: int | None = None
+
+
 @dataclass
 class _Call:
     """How far a call has come."""
@@ -108,10 +121,15 @@ class PushAgents:
 
     async def call(self, url: str, secret: str | None, body: Mapping[str, Any], timeout_s: float | None) -> PushOutcome:
         """Post `body` to the agent at `url` with `secret` as its bearer; no deadline when `timeout_s` is None."""
+        content = json.dumps(body, ensure_ascii=False).encode()
+        return await self.post(url, secret, Payload(content, "application/json"), timeout_s)
+
+    async def post(self, url: str, secret: str | None, payload: Payload, timeout_s: float | None) -> PushOutcome:
+        """The same with any payload. What its iterator raises comes through, and ends the call."""
         call = _Call()
         with anyio.move_on_after(timeout_s):
             try:
-                return await self._post(call, url, secret, json.dumps(body, ensure_ascii=False).encode())
+                return await self._post(call, url, secret, payload)
             except _Refused as refused:
                 return Unreachable(str(refused))
             except _TooLong:
@@ -120,7 +138,7 @@ class PushAgents:
                 return call.ended(type(error).__name__)
         return call.ended(f"no answer within {timeout_s} s")
 
-    async def _post(self, call: _Call, url: str, secret: str | None, content: bytes) -> PushOutcome:
+    async def _post(self, call: _Call, url: str, secret: str | None, payload: Payload) -> PushOutcome:
         target = _parsed(url)
         addresses = await self._checked_addresses(target)
         async with httpx.AsyncClient(
@@ -131,11 +149,11 @@ class PushAgents:
         ) as client:
             for address in addresses[:-1]:
                 try:
-                    return await _exchange(client, call, _pinned(client, call, target, address, secret, content))
+                    return await _exchange(client, call, _pinned(client, call, target, address, secret, payload))
                 except httpx.TransportError:
                     if call.sent:
                         raise
-            return await _exchange(client, call, _pinned(client, call, target, addresses[-1], secret, content))
+            return await _exchange(client, call, _pinned(client, call, target, addresses[-1], secret, payload))
 
     async def _checked_addresses(self, target: httpx.URL) -> list[str]:
         """Every address of the target's name; one blocked address refuses them all."""
@@ -175,23 +193,28 @@ async def _exchange(client: httpx.AsyncClient, call: _Call, request: httpx.Reque
 
 
 def _pinned(
-    client: httpx.AsyncClient, call: _Call, target: httpx.URL, address: str, secret: str | None, content: bytes
+    client: httpx.AsyncClient, call: _Call, target: httpx.URL, address: str, secret: str | None, payload: Payload
 ) -> httpx.Request:
     """The request, addressed to a checked address in the name of its host, for TLS too."""
     headers = {
         "Host": target.netloc.decode("ascii"),
-        "Content-Type": "application/json",
+        "Content-Type": payload.content_type,
         "Accept": "application/json",
         "Accept-Encoding": "identity",
         "User-Agent": "molecule-platform",
     }
     if secret:
         headers["Authorization"] = f"Bearer {secret}"
+    if payload.length is not None:
+        headers["Content-Length"] = str(payload.length)
+    url = target.copy_with(host=address, username="", password="")
+    if payload.path is not None:
+        url = url.copy_with(raw_path=payload.path.encode("ascii"))
     return client.build_request(
         "POST",
-        target.copy_with(host=address, username="", password=""),
+        url,
         headers=headers,
-        content=content,
+        content=payload.content,
         extensions={"sni_hostname": target.raw_host.decode("ascii"), "trace": call.trace},
     )
 

@@ -1,12 +1,13 @@
 """Reading the body of an upload: multipart/form-data, bounded while it streams (contract 5.1).
 
 A body is kept in one temporary file without a name, of which at most 1 MiB is in memory: a platform that is killed
-leaves nothing behind. The body is read to its end also when something in it is refused, so that whoever sends it gets
-to see the answer; only a body over its cap is not parsed any further.
+leaves nothing behind. What is wrong with the files is told after the last byte of the body, as the existing platform
+tells it, which knows them only then; a body that is no form or over its cap ends at once.
 """
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from types import TracebackType
 from typing import Self
 
 import anyio.to_thread
+import structlog
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
@@ -24,6 +26,7 @@ from molecule_runtime.reference_platform.services.pending_uploads import CHUNK_B
 from molecule_runtime.wire.uploads import FIELD, MAX_FILES
 
 MALFORMED = "malformed multipart body"
+NOT_STAGED = "could not stage files"
 IN_MEMORY_BYTES = 1024 * 1024
 """Bytes of a body that are kept in memory before it goes to a file."""
 WRITE_BYTES = 256 * 1024
@@ -34,6 +37,10 @@ NAME_CODE_POINTS = 255
 """Of the name that a refusal quotes."""
 _READABLE = frozenset({"", "binary", "7bit", "8bit"})
 """Transfer encodings that leave the bytes as they are; the others have no place in a form (RFC 7578, 4.7)."""
+_UNHEARD = logging.Logger(__name__, logging.CRITICAL)
+"""For the parser, which warns of each byte that it refuses: what a client sent wrong is told to the client."""
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -83,38 +90,41 @@ async def receive(
     """The files of a body, their bytes in the spool.
 
     Raises:
-        Refusal: 400 or 413, by the table of the contract.
-        OSError: the spool's disk is full or broken.
+        Refusal: 400 or 413, by the table of the contract; 500, the spool's disk is full or broken.
     """
     try:
         form = _Form(_boundary(content_type), max_file_bytes)
-        total = 0
-        async for data in stream:
-            total += len(data)
-            if total > max_request_bytes:
-                raise _malformed(max_request_bytes)
+        async for data in capped(stream, max_request_bytes):
             form.feed(data)
             if len(form.unwritten) >= WRITE_BYTES:
                 await spool.append(form.take())
         if form.unwritten:
             await spool.append(form.take())
-        return form.files()
     except FormParserError:
         raise Refusal(400, MALFORMED) from None
-    finally:
-        await _drain(stream, max_request_bytes)
+    except OSError:
+        log.exception("uploads.spool_failed")
+        raise Refusal(500, NOT_STAGED) from None
+    return form.files()
 
 
-async def _drain(stream: AsyncIterator[bytes], at_most: int) -> None:
-    """Read what is left and drop it: a client that is still sending does not look for an answer."""
+async def capped(stream: AsyncIterator[bytes], max_bytes: int) -> AsyncIterator[bytes]:
+    """The stream, until it is longer than that.
+
+    Raises:
+        Refusal: 400.
+    """
+    left = max_bytes
     async for data in stream:
-        at_most -= len(data)
-        if at_most < 0:
-            return
+        left -= len(data)
+        if left < 0:
+            raise too_long(max_bytes)
+        yield data
 
 
-def _malformed(cap: int) -> Refusal:
-    return Refusal(400, MALFORMED, extra={"max": cap})
+def too_long(max_bytes: int) -> Refusal:
+    """The body is over its cap: the text is the contract's, `max` tells it from a body that is torn."""
+    return Refusal(400, MALFORMED, extra={"max": max_bytes})
 
 
 def _boundary(content_type: str) -> bytes:
@@ -150,6 +160,7 @@ class _Form:
         self._ended = False
         self._kept = 0
         self.unwritten = bytearray()
+        """Bytes of files that are for the spool."""
         self._parser = MultipartParser(
             boundary,
             {
@@ -163,6 +174,7 @@ class _Form:
                 "on_end": self._on_end,
             },
         )
+        self._parser.logger = _UNHEARD
 
     def feed(self, data: bytes) -> None:
         """Parse the next bytes; FormParserError when they are no form."""

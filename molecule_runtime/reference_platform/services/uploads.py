@@ -15,7 +15,7 @@ from molecule_runtime.reference_platform.identifiers import new_id
 from molecule_runtime.reference_platform.refusals import Refusal, workspace_not_found
 from molecule_runtime.reference_platform.services.activity import ActivityLog, NewRow, append
 from molecule_runtime.reference_platform.services.pending_uploads import NewUpload, PendingUpload, PendingUploads
-from molecule_runtime.reference_platform.services.upload_body import ReceivedFile, Spool
+from molecule_runtime.reference_platform.services.upload_body import NOT_STAGED, ReceivedFile, Spool
 from molecule_runtime.reference_platform.store.engine import Store, StoreError
 from molecule_runtime.reference_platform.store.tables import workspaces
 from molecule_runtime.text import safe_file_name
@@ -25,7 +25,6 @@ from molecule_runtime.wire.registry import WorkspaceStatus
 from molecule_runtime.wire.uploads import AckReply, UploadedFile, UploadRow, pending_uri
 
 UNKNOWN_TYPE = "application/octet-stream"
-NOT_STAGED = "could not stage files"
 NOT_FOUND = "pending upload not found, expired, or already acked"
 NOT_YOURS = "pending upload not found"
 
