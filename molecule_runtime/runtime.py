@@ -178,6 +178,20 @@ class Runtime:
                 return workspace
         return candidates[0]
 
+    async def fetch_attachments(
+        self, activity_id: str, name: str, workspace_id: str | None = None, *, within_s: float
+    ) -> list[dict[str, Any]]:
+        """Try the files of a message that are not here, in whichever inbox it is or was (`Workspace`).
+
+        Raises:
+            LocalStateError, MessageUnknown, InvalidArgument
+        """
+        candidates = self.chosen(workspace_id)
+        for workspace in candidates[:-1]:
+            with suppress(MessageUnknown, LocalStateError):
+                return await workspace.fetch_attachments(activity_id, name, within_s=within_s)
+        return await candidates[-1].fetch_attachments(activity_id, name, within_s=within_s)
+
     async def next_to_push(self) -> list[dict[str, Any]]:
         """Wait until there are messages to push, and give them, oldest first; no message twice to one process.
 

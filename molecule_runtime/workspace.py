@@ -24,6 +24,7 @@ from molecule_runtime.clock import Clock, wait_for_event
 from molecule_runtime.credentials import Credentials
 from molecule_runtime.doorbell import Doorbell
 from molecule_runtime.errors import (
+    InvalidArgument,
     JournalUnusable,
     LocalStateError,
     MoleculeError,
@@ -40,6 +41,7 @@ from molecule_runtime.peers import PeerDirectory
 from molecule_runtime.presence import Presence, PresenceSnapshot, PresenceState
 from molecule_runtime.settings import Settings, WorkspaceSettings
 from molecule_runtime.state import WorkspaceState
+from molecule_runtime.text import safe_file_name
 from molecule_runtime.wire._base import rfc3339
 
 JOURNAL_WAIT_S = 2.0
@@ -150,6 +152,28 @@ class Workspace:
         if not self._inbox.held or self._mailbox is None:
             return []
         return await self._mailbox.take_unpushed(limit)
+
+    async def fetch_attachments(self, activity_id: str, name: str, *, within_s: float) -> list[dict[str, Any]]:
+        """Try those of a message's files that are not here, or the one of this name, at once; all of them as they are
+        then.
+
+        Raises:
+            LocalStateError: the inbox cannot be opened or written.
+            MessageUnknown: nothing is known of such a message.
+            InvalidArgument: it has no file of this name.
+        """
+        mailbox = await self.mailbox()
+        await mailbox.attachments(activity_id)
+        journal, uploads = self._journal, self._uploads
+        if journal is None or uploads is None:
+            raise JournalUnusable(path="inbox", reason="it is not open yet")
+        records = await journal.off_loop(journal.files.of_message, activity_id)
+        chosen = [record for record in records if not name or record.name == safe_file_name(name)]
+        if name and not chosen:
+            names = ", ".join(record.name for record in records) or "none that was uploaded"
+            raise InvalidArgument(argument="name", reason=f"the message has no file of this name; it has: {names}")
+        await uploads.fetch_now(chosen, within_s=within_s)
+        return await mailbox.attachments(activity_id)
 
     def absent_state(self) -> str | None:
         """The presence state while this process beats and the platform does not hear it; None when all is well."""

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from molecule_mcp.tools import inbox, messages, peers, status, workspace
+from molecule_mcp.tools import files, inbox, messages, peers, status, workspace
 from molecule_mcp.tools._base import Tool
 
-ALL_TOOLS: tuple[Tool, ...] = (*inbox.TOOLS, *messages.TOOLS, *peers.TOOLS, *workspace.TOOLS, *status.TOOLS)
+ALL_TOOLS: tuple[Tool, ...] = (
+    *inbox.TOOLS,
+    *messages.TOOLS,
+    *files.TOOLS,
+    *peers.TOOLS,
+    *workspace.TOOLS,
+    *status.TOOLS,
+)

@@ -15,8 +15,9 @@ import asyncio
 import hashlib
 import os
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -58,6 +59,8 @@ KEPT_S = 7 * 86_400.0
 """How long a file stays on the disk after its message was handled."""
 UNFETCHED = frozenset({FileState.PENDING, FileState.FAILED})
 TIDY_EVERY_S = 3600.0
+DISK_MARGIN_BYTES = 64 * 1024 * 1024
+"""What files leave free on the disk, or a twentieth of it if that is less: the journal could not be written else."""
 WRITE_BYTES = 1024 * 1024
 PART = ".part"
 _OURS = re.compile(r"[0-9a-f]{32}-")
@@ -99,6 +102,7 @@ class Uploads:
         self._fetching: dict[str, asyncio.Event] = {}
         self._acking: set[str] = set()
         self._slots = asyncio.Semaphore(AT_A_TIME)
+        self._by_hand: set[asyncio.Future[None]] = set()
         self._reserved_bytes = 0
         self._room = asyncio.Lock()
 
@@ -145,49 +149,64 @@ class Uploads:
         next_at = await self._journal.off_loop(files.next_due_at)
         return RETRY_LATER_S if next_at is None else min(max(1.0, next_at - self._now()), RETRY_LATER_S)
 
-    async def fetch(self, record: FileRecord) -> None:
-        """Try one file that is not here yet, now; its record says how that went. Also for who does not run this.
+    async def fetch_now(self, records: Iterable[FileRecord], *, within_s: float) -> None:
+        """Try files that are not here yet, at once; their records say how that went.
 
-        Raises:
-            JournalUnusable
+        What takes longer than `within_s` goes on. Any process may ask for it, one that does not read the feed too.
         """
+        tries = {asyncio.ensure_future(self._fetch_now(record)) for record in records if record.state in UNFETCHED}
+        for each in tries:
+            self._by_hand.add(each)
+            each.add_done_callback(self._by_hand.discard)
+        if tries:
+            await asyncio.wait(tries, timeout=within_s)
+
+    async def _fetch_now(self, record: FileRecord) -> None:
         underway = self._fetching.get(record.file_id)
         if underway is not None:
             await underway.wait()
             return
         self._fetching[record.file_id] = asyncio.Event()
-        await self._work(record)
+        if await self._work(record) and record.file_id not in self._acking:
+            self._acking.add(record.file_id)  # the loop that acks may run in another process
+            await self._ack(record)
 
-    async def _work(self, record: FileRecord) -> None:
-        """One attempt at a file, and what the journal is told of it."""
+    async def _work(self, record: FileRecord) -> bool:
+        """One attempt at a file, and what the journal is told of it; True when the file is here."""
+        is_here = False
         try:
             async with self._slots:
-                await self._attempt(record)
+                is_here = await self._attempt(record)
         except JournalUnusable as error:
             log.warning("uploads.journal_failed", file_id=record.file_id, detail=str(error))
             await self._clock.sleep(1.0)  # it is still due, and a full disk is not asked in a circle
+        except Exception as bug:
+            log.exception("uploads.attempt_crashed", file_id=record.file_id, error=type(bug).__name__)
+            await self._clock.sleep(RETRY_LATER_S)
         finally:
             self._fetching.pop(record.file_id).set()
             self.kick()
         await self._on_change()
+        return is_here
 
-    async def _attempt(self, record: FileRecord) -> None:
+    async def _attempt(self, record: FileRecord) -> bool:
         try:
             stored = await self._fetch(record)
         except JournalUnusable:
             raise
         except MoleculeError as error:
             await self._missed(record, error)
-        else:
-            await self._journal.off_loop(
-                self._journal.files.stage,
-                record.file_id,
-                path=os.fspath(stored.path),
-                size=stored.size,
-                sha256=stored.sha256,
-                now=self._now(),
-            )
-            log.info("uploads.staged", file_id=record.file_id, size_bytes=stored.size)
+            return False
+        await self._journal.off_loop(
+            self._journal.files.stage,
+            record.file_id,
+            path=os.fspath(stored.path),
+            size=stored.size,
+            sha256=stored.sha256,
+            now=self._now(),
+        )
+        log.info("uploads.staged", file_id=record.file_id, size_bytes=stored.size)
+        return True
 
     async def _missed(self, record: FileRecord, error: MoleculeError) -> None:
         failures = record.attempt + 1
@@ -244,12 +263,16 @@ class Uploads:
             raise FileTooLarge(limit=MAX_FILE_BYTES)
         limit_s = GRACE_S + (record.size or MAX_FILE_BYTES) / SLOWEST_BYTES_PER_S
         try:
-            async with asyncio.timeout(limit_s), self._client.download(record.file_id) as download:
-                size = record.size if record.size is not None else download.size
+            async with asyncio.timeout(limit_s), AsyncExitStack() as held:
+                if record.size is not None:
+                    await held.enter_async_context(self._space(record.size))
+                download = await held.enter_async_context(self._client.download(record.file_id))
+                size = download.size if record.size is None else record.size
                 if size is not None and (download.size or 0) > size:
                     raise FileTooLarge(limit=size)
-                async with self._space(size if size is not None else MAX_FILE_BYTES):
-                    return await self._store(download.pieces, path, size)
+                if record.size is None:
+                    await held.enter_async_context(self._space(size if size is not None else MAX_FILE_BYTES))
+                return await self._store(download.pieces, path, size)
         except TimeoutError:
             raise TransferFailed(
                 endpoint="GET /workspaces/:id/pending-uploads/:file_id/content",
@@ -316,7 +339,7 @@ class Uploads:
 
     @asynccontextmanager
     async def _space(self, size: int) -> AsyncIterator[None]:
-        """Hold `size` bytes of the quota while a file is written, removing handled files for them, oldest first.
+        """Hold `size` bytes of disk and quota while a file is written, removing handled files for them, oldest first.
 
         Raises:
             FileNotStored: the files that are still needed leave no room.
@@ -330,19 +353,28 @@ class Uploads:
             self._reserved_bytes -= size
 
     async def _make_room(self, size: int) -> None:
-        files = self._journal.files
-        taken = await self._journal.off_loop(files.stored_bytes) + self._reserved_bytes
-        if taken + size <= self._quota_bytes:
+        if await self._shortage(size) is None:
             return
-        for old in await self._journal.off_loop(files.removable, self._now()):
+        for old in await self._journal.off_loop(self._journal.files.removable, self._now()):
             await self._remove(old.file_id, Path(old.path))
-            taken -= old.size
-            if taken + size <= self._quota_bytes:
+            if await self._shortage(size) is None:
                 return
-        raise self._no_place(
-            f"this workspace keeps at most {self._quota_bytes:,} bytes of files (MOLECULE_MCP_FILES_QUOTA_MB),"
-            f" and {taken:,} of them belong to messages that are not handled yet or are on their way"
-        )
+        shortage = await self._shortage(size)
+        if shortage is not None:
+            raise self._no_place(shortage)
+
+    async def _shortage(self, size: int) -> str | None:
+        """What keeps `size` more bytes from being stored; None when nothing does."""
+        taken = await self._journal.off_loop(self._journal.files.stored_bytes) + self._reserved_bytes
+        if taken + size > self._quota_bytes:
+            return (
+                f"this workspace keeps at most {self._quota_bytes:,} bytes of files (MOLECULE_MCP_FILES_QUOTA_MB),"
+                f" and {taken:,} of them belong to messages that are not handled yet or are on their way"
+            )
+        free = await anyio.to_thread.run_sync(_free_bytes, self._directory)
+        if free is not None and size + self._reserved_bytes > free:
+            return f"the disk is full: {size:,} bytes are needed, and {max(0, free - self._reserved_bytes):,} are left"
+        return None
 
     async def _tidy_forever(self) -> None:
         await self._tidied(self._clear_parts)
@@ -399,9 +431,12 @@ class _Sink:
         self._digest = hashlib.sha256()
 
     def open(self) -> None:
-        self._part.parent.mkdir(mode=0o700, exist_ok=True)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-        self._descriptor = os.open(self._part, flags, 0o600)
+        try:
+            self._descriptor = os.open(self._part, flags, 0o600)
+        except FileNotFoundError:
+            self._part.parent.mkdir(mode=0o700, exist_ok=True)
+            self._descriptor = os.open(self._part, flags, 0o600)
 
     @property
     def sha256(self) -> str:
@@ -424,6 +459,15 @@ class _Sink:
             os.close(self._descriptor)
             with suppress(OSError):
                 self._part.unlink(missing_ok=True)
+
+
+def _free_bytes(directory: Path) -> int | None:
+    """What may be written to this disk, with something left for the journal; None when nobody can say."""
+    try:
+        disk = shutil.disk_usage(directory)
+    except OSError:
+        return None
+    return disk.free - min(DISK_MARGIN_BYTES, disk.total // 20)
 
 
 def _whole_file(path: Path) -> _Stored | None:

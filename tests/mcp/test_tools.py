@@ -78,7 +78,7 @@ def test_names_are_unique_and_the_order_is_fixed() -> None:
         "get_workspace_info",
         "runtime_status",
     ]
-    assert [tool.name for tool in ALL_TOOLS if tool.set is ToolSet.FULL] == ["update_agent_card"]
+    assert [tool.name for tool in ALL_TOOLS if tool.set is ToolSet.FULL] == ["fetch_attachment", "update_agent_card"]
 
 
 @EVERY_TOOL

@@ -14,6 +14,7 @@ import pytest
 from molecule_runtime.clock import ManualClock
 from molecule_runtime.errors import InvalidArgument, MessageUnknown
 from molecule_runtime.inbox.classify import FilePart, Kind
+from molecule_runtime.inbox.files import FileState
 from molecule_runtime.inbox.journal import Counts, Journal
 from molecule_runtime.inbox.mailbox import (
     QUIET_LOOK_EVERY_S,
@@ -23,6 +24,7 @@ from molecule_runtime.inbox.mailbox import (
 )
 from molecule_runtime.peers import PeerDirectory
 from molecule_runtime.state import OwnerLock, WorkspaceState
+from molecule_runtime.wire.uploads import pending_uri
 from tests.reference_platform.support import Member, Platform
 
 from .support import WORKSPACE, client_of, idle, lone_client, message, pass_time, running, spawn, until
@@ -179,6 +181,72 @@ async def test_attachments_are_named_with_what_became_of_them(mailbox: Mailbox, 
             },
         ],
     )
+
+
+FILE_ID = "44444444-4444-4444-8444-444444444444"
+PDF = FilePart("a.pdf", pending_uri(WORKSPACE, FILE_ID), "application/pdf", 9, FILE_ID)
+
+
+def attached(**fields: Any) -> dict[str, Any]:
+    shown = {"name": "a.pdf", "mime_type": "application/pdf", "size": 9, "status": "pending", "path": None}
+    return shown | {"reason": None} | fields
+
+
+async def test_a_message_waits_half_a_minute_for_its_files_and_holds_up_no_other(
+    mailbox: Mailbox, journal: Journal, clock: ManualClock
+) -> None:
+    """agent-side 4: at most 30 s, then with those still pending marked so; in every path the same."""
+    now = clock.now().timestamp()
+    journal.append([message(1, files=(PDF,)), message(2)], cursor="c", last_row_at=1.0, now=now)
+    await mailbox.recount()
+    assert mailbox.counts() == Counts(new=2, files_pending=1)
+    assert [one["activity_id"] for one in await mailbox.take_unpushed(10)] == [message(2).activity_id]
+    assert await mailbox.wait(0, key="a") == view(2, pushed=True)
+    assert await mailbox.wait(0, key="b") is None
+    held = view(1, attachments=[attached()], state="new", attempt=0)
+    assert (await mailbox.peek(10))[0] == held
+    clock.advance(29)
+    assert await mailbox.wait(0, key="b") is None
+    clock.advance(1)
+    assert await mailbox.take_unpushed(10) == [held | {"pushed": True}]
+    assert await mailbox.wait(0, key="b") == held | {"pushed": True, "state": "leased", "attempt": 1}
+
+
+@pytest.mark.parametrize("becomes", ["staged", "failed"])
+async def test_a_message_comes_as_soon_as_its_last_file_is_settled(
+    becomes: str, mailbox: Mailbox, journal: Journal, clock: ManualClock
+) -> None:
+    """agent-side 4: staged with its path, or failed with the reason; the platform's size counts, not the sender's."""
+    now = clock.now().timestamp()
+    journal.append([message(1, files=(PDF,))], cursor="c", last_row_at=1.0, now=now)
+    assert await mailbox.wait(0, key="a") is None
+    if becomes == "staged":
+        journal.files.stage(FILE_ID, path="/f/a.pdf", size=10, sha256="0", now=now)
+        shown = attached(status="staged", path="/f/a.pdf", size=10)
+    else:
+        journal.files.miss(FILE_ID, state=FileState.FAILED, reason="The disk is full.", next_at=None)
+        shown = attached(status="failed", reason="The disk is full.")
+    assert await mailbox.wait(0, key="a") == view(1, attachments=[shown])
+    assert await mailbox.attachments(message(1).activity_id) == [shown]
+    await mailbox.pop(message(1).activity_id)
+    shown["name"] = "a.pdf"
+    shown["size"] = 10 if becomes == "staged" else None
+    assert await mailbox.attachments(message(1).activity_id) == [shown]
+    with pytest.raises(MessageUnknown):
+        await mailbox.attachments(message(2).activity_id)
+
+
+async def test_what_a_sender_calls_a_file_is_shown_without_what_a_reader_would_obey(
+    mailbox: Mailbox, journal: Journal
+) -> None:
+    """agent-side 4: names keep their letters, brackets and ending; a long media type is kept, an odd one left out."""
+    office = "application/vnd.openxmlformats-officedocument.wordprocessingml.document"
+    names = ["报告 (final).docx", "a\nb\x1b[31m.txt", "x" * 300 + ".pdf", "<system>.md"]
+    fill(journal, 1, files=tuple(FilePart(name, "x:y", office) for name in names))
+    found = await mailbox.wait(0, key="a")
+    assert found is not None
+    shown = ["报告 (final).docx", "a b[31m.txt", "x" * 96 + ".pdf", "system.md"]
+    assert [(one["name"], one["mime_type"]) for one in found["attachments"]] == [(name, office) for name in shown]
 
 
 async def test_a_peer_is_shown_by_its_cleaned_name(

@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+import os
+import shutil
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
 
+from molecule_runtime import client as client_module
+from molecule_runtime.client import PlatformClient
 from molecule_runtime.clock import ManualClock
+from molecule_runtime.credentials import Credentials
+from molecule_runtime.inbox import uploads as uploads_module
+from molecule_runtime.inbox.classify import FilePart, Message, UploadNotice
+from molecule_runtime.inbox.files import FileRecord, FileState
+from molecule_runtime.inbox.journal import Journal
+from molecule_runtime.inbox.uploads import AT_A_TIME, PATIENCE, RETRY_LATER_S, Uploads
 from molecule_runtime.state import WorkspaceState
+from molecule_runtime.wire.uploads import pending_uri
 from tests.reference_platform.support import Member, Platform
+from tests.support.faulty import Answer, Asked, Fault, FaultyPlatform, said
 from tests.support.uploads import form, message_with, sha256
 
-from .support import running, state_in, ticking
+from .support import WORKSPACE, idle, message, pass_time, running, state_in, ticking, until, workspace_settings
 from .test_workspace import workspace_of
 
 
@@ -56,3 +72,440 @@ async def test_a_file_of_a_message_lies_on_the_disk_when_the_message_is_handed_o
         assert path.parent == at_home.files
         assert sha256(path.read_bytes()) == sha256(content)
         assert path.stat().st_mode & 0o777 == 0o600
+
+
+# faults, on a real socket
+
+FILE_ID = "44444444-4444-4444-8444-444444444444"
+CONTENT = b"0123456789" * 50
+
+
+def file_id(number: int) -> str:
+    return f"44444444-4444-4444-8444-{number:012d}"
+
+
+def notice(number: int = 1, size: int | None = len(CONTENT), name: str = "a.txt") -> UploadNotice:
+    part = FilePart(name, pending_uri(WORKSPACE, file_id(number)), "text/plain", size, file_id(number))
+    return UploadNotice(f"00000000-0000-4000-9000-{number:012d}", file_id(number), part)
+
+
+def naming(*numbers: int, activity: int = 1) -> Message:
+    return message(activity, files=tuple(notice(number).part for number in numbers))
+
+
+def keep(journal: Journal, clock: ManualClock, *notices: UploadNotice, messages: Sequence[Message] = ()) -> None:
+    journal.append(messages, notices=notices, cursor=None, last_row_at=None, now=clock.now().timestamp())
+
+
+def records(journal: Journal) -> list[FileRecord]:
+    """All files that message 1 names."""
+    return journal.files.of_message(message(1).activity_id)
+
+
+@pytest.fixture
+def journal(state: WorkspaceState) -> Iterator[Journal]:
+    with closing(Journal.open(state.journal)) as journal:
+        yield journal
+
+
+class There:
+    """The faulty platform, and uploads of one workspace that run against it."""
+
+    def __init__(self, platform: FaultyPlatform, client: PlatformClient, uploads: Uploads) -> None:
+        self.platform = platform
+        self.client = client
+        self.uploads = uploads
+        self.changes = 0
+
+    def gets(self) -> int:
+        return self.platform.count("/content")
+
+    def acks(self) -> int:
+        return self.platform.count("/ack")
+
+
+@pytest.fixture
+def faulty() -> Iterator[FaultyPlatform]:
+    with FaultyPlatform(row={}) as platform:
+        yield platform
+
+
+@asynccontextmanager
+async def uploading(
+    faulty: FaultyPlatform, journal: Journal, state: WorkspaceState, clock: ManualClock, quota: int = 10**9
+) -> AsyncIterator[There]:
+    told = workspace_settings(PLATFORM_URL=faulty.url)
+    async with PlatformClient(told.platform_url, WORKSPACE, Credentials(told, None)) as client:
+
+        async def changed() -> None:
+            there.changes += 1
+
+        uploads = Uploads(client, journal, state.files, clock=clock, quota_bytes=quota, on_change=changed)
+        there = There(faulty, client, uploads)
+        async with running(uploads.run):
+            yield there
+
+
+async def meanwhile(clock: ManualClock, condition: Callable[[], bool]) -> None:
+    """Let time pass, second by second, until a condition holds."""
+    async with ticking(clock, 1.0):
+        await until(condition, within_s=10)
+
+
+def serving(
+    content: Answer | Fault | None = None, ack: Answer | None = None
+) -> Callable[[Asked], Answer | Fault | None]:
+    """A platform that gives this for every content, and takes acks."""
+
+    def play(asked: Asked) -> Answer | Fault | None:
+        if asked.path.endswith("/content"):
+            return content or Answer(200, CONTENT)
+        if asked.path.endswith("/ack"):
+            return ack or said(200, {"acked": True})
+        return None
+
+    return play
+
+
+def leftovers(state: WorkspaceState) -> list[str]:
+    return [file.name for file in state.files.iterdir() if file.name.startswith(".")]
+
+
+GONE = said(404, {"error": "pending upload not found, expired, or already acked"})
+
+
+@dataclass(frozen=True)
+class Case:
+    """What the platform answers, and the sentence that the agent reads; `tries` before it reads it."""
+
+    answer: Answer | Fault
+    reason: str
+    is_final: bool
+    tries: int = PATIENCE
+
+
+CASES = {
+    "500": Case(said(500, {"error": "storage error"}), "is not available now (HTTP 500)", is_final=False),
+    "401": Case(said(401, {"error": "invalid workspace auth token"}), "refuses this workspace's token", is_final=False),
+    "an HTML page": Case(Answer(404, b"<html>"), "not as a Molecule platform", is_final=False),
+    "gone": Case(GONE, "says: pending upload not found, expired, or already acked.", is_final=True, tries=1),
+    "bad request": Case(said(400, {"error": "invalid file_id"}), "refused the call (HTTP 400)", is_final=True, tries=1),
+    "longer": Case(Answer(200, CONTENT + b"!"), "larger than the 500 bytes", is_final=True, tries=1),
+    "longer, in pieces": Case(
+        Answer(200, b"1f5\r\n" + CONTENT + b"!\r\n0\r\n\r\n", (("Transfer-Encoding", "chunked"),), announced=-1),
+        "larger than the 500 bytes",
+        is_final=True,
+        tries=1,
+    ),
+    "shorter": Case(Answer(200, CONTENT[:-1]), "499 of 500 bytes came", is_final=False),
+    "cut short": Case(Answer(200, CONTENT, sent_bytes=10), "did not come whole", is_final=False),
+    "hung": Case(Answer(200, CONTENT, sent_bytes=10, hangs=True), "nothing came for 0.3 s", is_final=False),
+    "hung before the answer": Case(Fault.HANG, "no answer within 0.3 s", is_final=False),
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+async def test_a_file_that_does_not_come_has_a_reason_and_comes_when_the_platform_is_well(
+    case: Case,
+    faulty: FaultyPlatform,
+    journal: Journal,
+    state: WorkspaceState,
+    clock: ManualClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """agent-side 4: staged or failed(reason); retried until gone or refused; asked by hand it is tried again."""
+    monkeypatch.setattr(client_module, "STALL_S", 0.3)
+    faulty.play(serving(case.answer))
+    keep(journal, clock, notice(), messages=[naming(1)])
+    async with uploading(faulty, journal, state, clock) as there:
+        for number in range(1, case.tries + 1):
+            await meanwhile(clock, lambda number=number: there.changes >= number)  # type: ignore[misc]
+            (record,) = records(journal)
+            assert record.state is (FileState.FAILED if number == case.tries else FileState.PENDING)
+            assert case.reason in (record.reason or "")
+        assert leftovers(state) == []
+        await pass_time(clock, RETRY_LATER_S - 5, sleepers=2)
+        assert there.gets() == case.tries
+        faulty.play(serving())
+        if case.is_final:
+            await pass_time(clock, RETRY_LATER_S, sleepers=2)
+            assert there.gets() == case.tries
+            await there.uploads.fetch_now(records(journal), within_s=5)
+        await meanwhile(clock, lambda: records(journal)[0].state is FileState.STAGED)
+        await meanwhile(clock, lambda: there.acks() == 1)
+    (record,) = records(journal)
+    assert (record.sha256, record.size, record.reason) == (sha256(CONTENT), len(CONTENT), None)
+    assert Path(record.path or "").read_bytes() == CONTENT
+    assert leftovers(state) == []
+
+
+async def test_three_failures_then_success_is_a_success(
+    faulty: FaultyPlatform, journal: Journal, state: WorkspaceState, clock: ManualClock
+) -> None:
+    """R8: failures are retried."""
+    answers = [said(500, {"error": "storage error"})] * 3
+    faulty.play(lambda asked: answers.pop() if answers and asked.path.endswith("/content") else serving()(asked))
+    keep(journal, clock, notice(), messages=[naming(1)])
+    async with uploading(faulty, journal, state, clock) as there:
+        await meanwhile(clock, lambda: there.acks() == 1)
+        assert there.gets() == 4
+    assert records(journal)[0].sha256 == sha256(CONTENT)
+
+
+async def test_a_body_that_drips_is_given_up_after_its_time(
+    faulty: FaultyPlatform,
+    journal: Journal,
+    state: WorkspaceState,
+    clock: ManualClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """uploads: the whole file has a time limit, not only the pause between two pieces."""
+    monkeypatch.setattr(uploads_module, "GRACE_S", 0.2)
+    faulty.play(serving(Answer(200, CONTENT, sent_bytes=10, hangs=True)))
+    keep(journal, clock, notice(), messages=[naming(1)])
+    async with uploading(faulty, journal, state, clock) as there:
+        await until(lambda: there.changes == 1)
+    assert "it was not complete after 0 s" in (records(journal)[0].reason or "")
+
+
+async def test_files_that_hang_leave_the_others_their_way(
+    faulty: FaultyPlatform, journal: Journal, state: WorkspaceState, clock: ManualClock
+) -> None:
+    """agent-side 8: at most four at a time; three that hang do not stop the fourth way."""
+    hanging = {file_id(number) for number in (1, 2, 3)}
+
+    def play(asked: Asked) -> Answer | Fault | None:
+        return Fault.HANG if asked.path.split("/")[-2] in hanging else serving()(asked)
+
+    faulty.play(play)
+    numbers = range(1, 13)
+    keep(journal, clock, *map(notice, numbers), messages=[naming(*numbers)])
+    async with uploading(faulty, journal, state, clock) as there:
+        await until(lambda: there.acks() == 9)
+        assert there.gets() == 12
+        assert [record.state for record in records(journal)] == [FileState.PENDING] * 3 + [FileState.STAGED] * 9
+        await there.uploads.fetch_now(records(journal)[3:], within_s=1)
+        assert there.gets() == 12
+
+
+async def test_at_most_four_are_fetched_at_once(
+    faulty: FaultyPlatform, journal: Journal, state: WorkspaceState, clock: ManualClock
+) -> None:
+    """agent-side 8: 4 at once, the least tried first; asked by hand there are no more."""
+    faulty.play(lambda asked: Fault.HANG)
+    numbers = range(1, 11)
+    keep(journal, clock, *map(notice, numbers), messages=[naming(*numbers)])
+    async with uploading(faulty, journal, state, clock) as there:
+        await until(lambda: there.gets() == AT_A_TIME)
+        by_hand = asyncio.create_task(there.uploads.fetch_now(records(journal), within_s=5))
+        await idle(clock, sleepers=2)
+        assert there.gets() == AT_A_TIME
+        assert {asked.path.split("/")[-2] for asked in faulty.asked} == {file_id(number) for number in (1, 2, 3, 4)}
+        by_hand.cancel()
+
+
+# restarts
+
+
+async def test_what_a_killed_process_left_is_taken_up(
+    faulty: FaultyPlatform, journal: Journal, state: WorkspaceState, clock: ManualClock
+) -> None:
+    """uploads: a named file is whole and is not fetched again; a part file goes; a staged file is acked."""
+    faulty.play(serving())
+    keep(journal, clock, notice(1), notice(2), messages=[naming(1, 2)])
+    async with uploading(faulty, journal, state, clock) as there:
+        await until(lambda: there.acks() == 2)
+    one, two = records(journal)
+    with closing(sqlite3.connect(state.journal)) as db:  # as if killed before the journal was told
+        again = "UPDATE files SET state = 'pending', path = NULL, sha256 = NULL, next_at = 0 WHERE file_id = ?"
+        db.execute(again, (one.file_id,))
+        db.execute("UPDATE files SET next_at = 0 WHERE file_id = ?", (two.file_id,))  # or before the ack
+        db.commit()
+    part = state.files / f".{'0' * 32}-1234.part"
+    part.write_bytes(b"half")
+    async with uploading(faulty, journal, state, clock) as there:
+        await until(lambda: there.acks() == 4)
+        await idle(clock, sleepers=2)
+        assert there.gets() == 2
+    assert records(journal) == [one, two]
+    assert not part.exists()
+
+
+@pytest.mark.parametrize(
+    ("answer", "acks"), [(said(500, {"error": "storage error"}), 2), (GONE, 1), (said(400, {"error": "no"}), 1)]
+)
+async def test_an_ack_is_repeated_until_the_platform_has_taken_it(
+    answer: Answer, acks: int, faulty: FaultyPlatform, journal: Journal, state: WorkspaceState, clock: ManualClock
+) -> None:
+    """contract 5.5: 200 and 404 are both done."""
+    faulty.play(lambda asked: serving(ack=answer)(asked) if faulty.count("/ack") < 2 else serving()(asked))
+    keep(journal, clock, notice(), messages=[naming(1)])
+    async with uploading(faulty, journal, state, clock) as there:
+        await until(lambda: there.acks() == 1)
+        assert records(journal)[0].state is FileState.STAGED
+        for _ in range(40):
+            await pass_time(clock, 1, sleepers=2)
+        assert (there.acks(), there.gets()) == (acks, 1)
+
+
+async def test_what_failed_while_the_platform_was_away_is_tried_as_soon_as_it_is_back(
+    faulty: FaultyPlatform, journal: Journal, state: WorkspaceState, clock: ManualClock
+) -> None:
+    """poller: the first read that goes well again says so."""
+    faulty.play(Fault.REFUSE)
+    keep(journal, clock, notice(), messages=[naming(1)])
+    async with uploading(faulty, journal, state, clock) as there:
+        await meanwhile(clock, lambda: there.changes == PATIENCE)
+        assert records(journal)[0].state is FileState.FAILED
+        faulty.play(serving())
+        await there.uploads.hasten()
+        await until(lambda: there.acks() == 1)
+
+
+# bounds
+
+
+async def test_the_quota_is_kept_and_handled_files_make_room(
+    faulty: FaultyPlatform, journal: Journal, state: WorkspaceState, clock: ManualClock
+) -> None:
+    """agent-side 8: the oldest handled first; open ones stay; what finds no place says so and can be tried again."""
+    faulty.play(serving())
+    for number in (1, 2):
+        keep(journal, clock, notice(number), messages=[naming(number, activity=number)])
+    async with uploading(faulty, journal, state, clock, quota=1_000) as there:
+        await until(lambda: there.acks() == 2)
+        keep(journal, clock, notice(3), messages=[naming(3, activity=3)])
+        there.uploads.kick()
+        await until(lambda: there.changes == 3)
+        (third,) = journal.files.of_message(message(3).activity_id)
+        assert third.state is FileState.FAILED
+        assert "keeps at most 1,000 bytes of files" in (third.reason or "")
+        for number in (2, 1):
+            clock.advance(1)
+            journal.handle(message(number).activity_id, now=clock.now().timestamp())
+        await there.uploads.fetch_now([third], within_s=5)
+    (first,), (second,), (third,) = (journal.files.of_message(message(number).activity_id) for number in (1, 2, 3))
+    assert [one.state for one in (first, second, third)] == [FileState.STAGED, FileState.REMOVED, FileState.STAGED]
+    assert sorted(os.fspath(file) for file in state.files.iterdir()) == sorted([first.path or "", third.path or ""])
+
+
+async def test_a_disk_that_is_nearly_full_is_left_to_the_journal(
+    faulty: FaultyPlatform,
+    journal: Journal,
+    state: WorkspaceState,
+    clock: ManualClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """uploads: a file that would fill the disk is not begun, and says so; handled files make room for it."""
+    disk = shutil.disk_usage(state.files)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: disk._replace(total=20_000, free=1_000 + free))
+    faulty.play(serving())
+    free = 500
+    keep(journal, clock, notice(1), messages=[naming(1)])
+    async with uploading(faulty, journal, state, clock) as there:
+        await until(lambda: there.acks() == 1)
+        journal.handle(message(1).activity_id, now=clock.now().timestamp())
+        free = 499
+        monkeypatch.setattr(
+            shutil,
+            "disk_usage",
+            lambda directory: disk._replace(total=20_000, free=1_499 + 500 * (not any(directory.glob("*-a.txt")))),
+        )
+        keep(journal, clock, notice(2, name="b.txt"), messages=[naming(2, activity=2)])
+        there.uploads.kick()
+        await until(lambda: there.acks() == 2)
+        assert records(journal)[0].state is FileState.REMOVED
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: disk._replace(total=20_000, free=1_499))
+        keep(journal, clock, notice(3), messages=[naming(3, activity=3)])
+        there.uploads.kick()
+        await until(lambda: there.changes == 3)
+        (third,) = journal.files.of_message(message(3).activity_id)
+        assert "the disk is full: 500 bytes are needed, and 499 are left." in (third.reason or "")
+        assert there.gets() == 2
+
+
+async def test_files_go_a_week_after_their_message_was_handled(
+    faulty: FaultyPlatform, journal: Journal, state: WorkspaceState, clock: ManualClock
+) -> None:
+    """agent-side 8: 7 days after handled; of an open message never; what nobody knows goes too; nothing comes twice."""
+    faulty.play(serving())
+    keep(journal, clock, notice(1), messages=[naming(1)])
+    keep(journal, clock, notice(2), notice(3), messages=[naming(2, 3, activity=2), naming(3, activity=4)])
+    stray = state.files / f"{'0' * 32}-stray.txt"
+    mine = state.files / "report.txt"
+    for file in (stray, mine):
+        file.write_bytes(b"x")
+        os.utime(file, (0, 0))
+    async with uploading(faulty, journal, state, clock) as there:
+        await until(lambda: there.acks() == 3)
+        journal.handle(message(2).activity_id, now=clock.now().timestamp())
+        await pass_time(clock, 7 * 86_400 - 60, sleepers=2)
+        await until(lambda: not stray.exists())
+        assert len(list(state.files.iterdir())) == 4
+        await pass_time(clock, 3_700, sleepers=2)
+        two = journal.files.of_message(message(2).activity_id)
+        await until(lambda: len(list(state.files.iterdir())) == 3)
+        keep(journal, clock, notice(2))
+        there.uploads.kick()
+        await idle(clock, sleepers=2)
+        assert there.gets() == 3
+    two = journal.files.of_message(message(2).activity_id)
+    assert [record.state for record in two] == [FileState.REMOVED, FileState.STAGED]
+    assert records(journal)[0].state is FileState.STAGED
+    assert mine.exists()
+
+
+async def test_a_directory_that_cannot_be_written_fails_the_file_with_the_reason(
+    faulty: FaultyPlatform, journal: Journal, state: WorkspaceState, clock: ManualClock
+) -> None:
+    """agent-side 8: the disk's own words; tried again when there is room."""
+    faulty.play(serving())
+    keep(journal, clock, notice(), messages=[naming(1)])
+    state.files.rmdir()
+    state.files.write_bytes(b"in the way")
+    async with uploading(faulty, journal, state, clock) as there:
+        await until(lambda: there.changes == 1)
+        (record,) = records(journal)
+        assert record.state is FileState.FAILED
+        assert f"cannot be stored in {state.files}: Not a directory." in (record.reason or "")
+        state.files.unlink()
+        await meanwhile(clock, lambda: there.acks() == 1)
+        assert records(journal)[0].state is FileState.STAGED
+    assert state.files.stat().st_mode & 0o777 == 0o700
+
+
+# our own uploads
+
+
+async def test_an_echo_of_our_own_upload_is_neither_fetched_nor_acked(
+    faulty: FaultyPlatform, journal: Journal, state: WorkspaceState, clock: ManualClock
+) -> None:
+    """contract 5.7: known by its id, and by name and size while that is not known; others are not held."""
+    faulty.play(serving())
+    now = clock.now().timestamp()
+    journal.files.begin_sending("k", [("a.txt", len(CONTENT))], now=now, until=now + 600)
+    keep(journal, clock, notice(1), notice(2, name="b.txt"))
+    async with uploading(faulty, journal, state, clock) as there:
+        await until(lambda: there.acks() == 1)
+        await pass_time(clock, 5, sleepers=2)
+        assert [asked.path.split("/")[-2] for asked in faulty.asked] == [file_id(2)] * 2
+        journal.files.end_sending("k", [file_id(1)], now=now)
+        keep(journal, clock, notice(1), messages=[naming(1)])
+        there.uploads.kick()
+        await pass_time(clock, 600, sleepers=2)
+        assert there.gets() == 1
+    assert records(journal)[0].state is FileState.SENT
+
+
+async def test_a_sending_that_never_ended_holds_nothing_for_ever(
+    faulty: FaultyPlatform, journal: Journal, state: WorkspaceState, clock: ManualClock
+) -> None:
+    """contract 5.7: a sender that was killed; the user's file of the same name and size comes in the end."""
+    faulty.play(serving())
+    now = clock.now().timestamp()
+    journal.files.begin_sending("k", [("a.txt", len(CONTENT))], now=now, until=now + 60)
+    keep(journal, clock, notice(1))
+    async with uploading(faulty, journal, state, clock) as there:
+        await pass_time(clock, 59, sleepers=2)
+        assert there.gets() == 0
+        await meanwhile(clock, lambda: there.acks() == 1)

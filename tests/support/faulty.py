@@ -39,15 +39,23 @@ class Fault(Enum):
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer of HTTP. With `sent_bytes` the body ends there, and the connection with it."""
+    """An answer of HTTP. With `sent_bytes` the body ends there, and the connection with it, or `hangs` from then on.
+
+    `announced` is what Content-Length says, if it is not the truth; below 0 it is left out.
+    """
 
     status: int
     body: bytes = b""
     headers: tuple[tuple[str, str], ...] = ()
     sent_bytes: int | None = None
+    hangs: bool = False
+    announced: int | None = None
 
     def wire(self) -> bytes:
-        lines = [f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}", f"Content-Length: {len(self.body)}"]
+        length = len(self.body) if self.announced is None else self.announced
+        lines = [f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}"]
+        if length >= 0:
+            lines.append(f"Content-Length: {length}")
         head = "\r\n".join([*lines, *(f"{name}: {value}" for name, value in self.headers)])
         return f"{head}\r\n\r\n".encode() + self.body[: self.sent_bytes]
 
@@ -239,6 +247,8 @@ class FaultyPlatform:
             return False
         answer = play if isinstance(play, Answer) else self._well(asked)
         channel.sendall(answer.wire())
+        if answer.hangs:
+            healed.wait(60)
         return answer.sent_bytes is None
 
     def _well(self, asked: Asked) -> Answer:
