@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
 PIECE_BYTES = 64 * 1024
+PIECE_S = 0.02
 HEAD_BYTES = 64 * 1024
 _END = b"\r\n\r\n"
 
@@ -88,6 +90,14 @@ class Link:
         """The requests for bytes of files, or of one file."""
         return [each for each in list(self.exchanges) if each.file_id and file_id in (None, each.file_id)]
 
+    def file_bytes(self) -> int:
+        """How many bytes of files have passed so far."""
+        return sum(each.passed for each in self.downloads())
+
+    def beats(self) -> list[float]:
+        """When each heartbeat came by."""
+        return [each.began for each in list(self.exchanges) if each.path == "/registry/heartbeat"]
+
     # what a kind of link may do to what passes
 
     def forwarded(self, asked: Exchange, head: bytes) -> bytes:
@@ -126,6 +136,8 @@ class Link:
         ways = [asyncio.ensure_future(self._there(line)), asyncio.ensure_future(self._back(line))]
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)  # an end that goes takes the other along
+        except asyncio.CancelledError:  # the link is taken down
+            pass
         finally:
             for way in ways:
                 way.cancel()
@@ -154,7 +166,7 @@ class Link:
 
     async def _back(self, line: _Line) -> None:
         with suppress(ConnectionError):
-            while piece := await line.there_reader.read(PIECE_BYTES):
+            while piece := await line.there_reader.read(self._piece_bytes(line.asking)):
                 asked = line.asking
                 assert asked is not None
                 if not line.head:
@@ -162,8 +174,13 @@ class Link:
                 self._count(line, asked, piece)
                 line.writer.write(piece)
                 await line.writer.drain()
-                if asked.file_id and self.file_bytes_per_s:
-                    await asyncio.sleep(len(piece) / self.file_bytes_per_s)
+                if asked.file_id and (rate := self.file_bytes_per_s):
+                    await asyncio.sleep(len(piece) / rate)
+
+    def _piece_bytes(self, asked: Exchange | None) -> int:
+        """How much to pass at once: what is slow comes in many small pieces."""
+        rate = self.file_bytes_per_s if asked is not None and asked.file_id else None
+        return PIECE_BYTES if rate is None else min(PIECE_BYTES, max(1, int(rate * PIECE_S)))
 
     def _count(self, line: _Line, asked: Exchange, piece: bytes) -> None:
         if asked.status is not None:
@@ -179,6 +196,31 @@ class Link:
             asked.passed = len(body)
         if asked.is_whole:
             asked.ended = time.time()
+
+
+class Gate(Link):
+    """A link that can keep back the bytes of files."""
+
+    def __init__(self, port: int, *, delay_s: float = 0.0, file_bytes_per_s: float | None = None) -> None:
+        super().__init__(port, delay_s=delay_s, file_bytes_per_s=file_bytes_per_s)
+        self._kept: Collection[str] | None = ()
+        self._is_moved = asyncio.Event()
+
+    def shut(self, file_ids: Collection[str] | None = None) -> None:
+        """From now on nothing of these files passes, or of any file; the others do."""
+        self._kept = file_ids
+        self._loop.call_soon_threadsafe(self._move)
+
+    def open(self) -> None:
+        self.shut(())
+
+    def _move(self) -> None:
+        self._is_moved.set()
+        self._is_moved = asyncio.Event()
+
+    async def before_answer(self, asked: Exchange) -> None:
+        while asked.file_id and (self._kept is None or asked.file_id in self._kept):
+            await self._is_moved.wait()
 
 
 async def _pass_body(headers: dict[str, str], reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
