@@ -169,6 +169,12 @@ class Files:
                 (next_at, file_id),
             )
 
+    def owes_ack(self, file_id: str) -> bool:
+        """Whether the file is here and the platform does not know it yet."""
+        with self._reading() as db:
+            where = "file_id = ? AND state = 'staged' AND next_at IS NOT NULL"
+            return db.execute(f"SELECT 1 FROM files WHERE {where}", (file_id,)).fetchone() is not None
+
     def acked(self, file_id: str) -> None:
         """The platform knows; nothing is left to do."""
         with self._writing() as db:

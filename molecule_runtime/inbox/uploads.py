@@ -135,13 +135,14 @@ class Uploads:
             files.due, now, {FileState.STAGED}, limit=AT_A_TIME - len(self._acking), besides=self._acking
         )
         for record in acks:
-            self._acking.add(record.file_id)
-            tasks.start_soon(self._ack, record)
+            if record.file_id not in self._acking:  # begun by hand meanwhile
+                self._acking.add(record.file_id)
+                tasks.start_soon(self._ack, record)
         wanted = await self._journal.off_loop(
             files.due, now, UNFETCHED, limit=AT_A_TIME - len(self._fetching), besides=self._fetching.keys()
         )
         for record in wanted:
-            if record.file_id not in self._fetching:  # asked for by hand meanwhile
+            if record.file_id not in self._fetching:
                 self._fetching[record.file_id] = asyncio.Event()
                 tasks.start_soon(self._work, record)
         if self._acking or self._fetching:
@@ -167,9 +168,17 @@ class Uploads:
             await underway.wait()
             return
         self._fetching[record.file_id] = asyncio.Event()
-        if await self._work(record) and record.file_id not in self._acking:
-            self._acking.add(record.file_id)  # the loop that acks may run in another process
+        if not await self._work(record) or record.file_id in self._acking:
+            return
+        self._acking.add(record.file_id)
+        try:  # the loop that acks may run in another process, or not have come to it
+            owes_ack = await self._journal.off_loop(self._journal.files.owes_ack, record.file_id)
+        except JournalUnusable:
+            owes_ack = False
+        if owes_ack:
             await self._ack(record)
+        else:
+            self._acking.discard(record.file_id)
 
     async def _work(self, record: FileRecord) -> bool:
         """One attempt at a file, and what the journal is told of it; True when the file is here."""
@@ -268,8 +277,6 @@ class Uploads:
                     await held.enter_async_context(self._space(record.size))
                 download = await held.enter_async_context(self._client.download(record.file_id))
                 size = download.size if record.size is None else record.size
-                if size is not None and (download.size or 0) > size:
-                    raise FileTooLarge(limit=size)
                 if record.size is None:
                     await held.enter_async_context(self._space(size if size is not None else MAX_FILE_BYTES))
                 return await self._store(download.pieces, path, size)
