@@ -53,7 +53,9 @@ class Plan:
     takes_messages: bool = True
     """Without it an agent is only there: it beats, or reads the feed, or waits to do so."""
     max_statement: int = MAX_STATEMENT
-    """Who is to die from inside dies before one of so many statements of SQL."""
+    """Who is to die from inside dies before one of so many statements of SQL ..."""
+    statements: str = ""
+    """... that begin so."""
 
 
 @dataclass(frozen=True)
@@ -140,12 +142,13 @@ def append_to(file: Path) -> Callable[[dict[str, Any]], None]:
     return append
 
 
-def die_before_statement(number: int) -> None:
-    """Kill this process at its n-th statement of SQL: inside a page, between a lease and its commit, anywhere."""
+def die_before_statement(number: int, beginning: str) -> None:
+    """Kill this process at its n-th statement of SQL that begins so: inside a page, between a lease and its commit,
+    anywhere."""
     connect, left = sqlite3.connect, [number]
 
-    def count(_statement: str) -> None:
-        left[0] -= 1
+    def count(statement: str) -> None:
+        left[0] -= statement.startswith(beginning)
         if left[0] <= 0:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -192,7 +195,7 @@ def be_born(plan: Plan, number: int, chance: random.Random, *, is_gentle: bool) 
         return pid, None if is_gentle else time.monotonic() + lasts_s
     try:
         if from_inside and not is_gentle:
-            die_before_statement(statement)
+            die_before_statement(statement, plan.statements)
         append = append_to(Path(plan.records) / f"life-{number}")
         try:
             asyncio.run(live(number, append, takes_messages=plan.takes_messages))
