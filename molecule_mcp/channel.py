@@ -86,4 +86,10 @@ def notification(message: Mapping[str, Any]) -> ChannelNotification:
     }
     if message.get("text_path"):
         meta["text_path"] = message["text_path"]
-    return ChannelNotification(params=ChannelParams(content=message["text"], meta=meta))
+    return ChannelNotification(params=ChannelParams(content=message["text"] or _of_files(message), meta=meta))
+
+
+def _of_files(message: Mapping[str, Any]) -> str:
+    """What stands for a text that is not there: a host would show nothing at all."""
+    count = len(message["attachments"])
+    return f"(no text, {count} file{'' if count == 1 else 's'})"

@@ -26,6 +26,7 @@ from molecule_runtime.errors import (
     NotThePlatform,
     PlatformError,
     Rejected,
+    TooLarge,
     TransferFailed,
     Unauthorized,
     Unavailable,
@@ -98,6 +99,11 @@ class Answers:
             if gone is not None:
                 removed.removed_at, removed.hint = gone.removed_at, gone.hint
             return removed
+        if status == 413:
+            too_large = self.error(TooLarge, endpoint, status, detail)
+            limit = (body or {}).get("max")
+            too_large.max_bytes = limit if type(limit) is int and limit > 0 else None
+            return too_large
         if status == 429 or status >= 500:
             unavailable = self.error(Unavailable, endpoint, status, detail)
             unavailable.retry_after_s = retry_after_s(response.headers)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -29,14 +29,21 @@ from molecule_runtime.answers import Answers, peer
 from molecule_runtime.connections import Connections, Journey
 from molecule_runtime.credentials import Credentials
 from molecule_runtime.errors import (
+    AttachmentRefused,
+    BadReply,
     NotFound,
+    PlatformError,
     Problem,
     SettingsError,
+    TooLarge,
+    Unavailable,
+    Unreachable,
 )
+from molecule_runtime.upload_body import UploadBody, UploadProgress, UploadSource, file_too_large
 from molecule_runtime.wire._base import rfc3339
 from molecule_runtime.wire.a2a import A2AMessage, SendOutcome, SendParams, SendRequest, TextPart, read_outcome
 from molecule_runtime.wire.activity import ActivityReport, ActivityRow, ActivityType
-from molecule_runtime.wire.chat import ChatHistory, NotifyReply, NotifyRequest
+from molecule_runtime.wire.chat import Attachment, ChatHistory, NotifyReply, NotifyRequest
 from molecule_runtime.wire.registry import (
     HeartbeatReply,
     HeartbeatRequest,
@@ -44,6 +51,14 @@ from molecule_runtime.wire.registry import (
     RegisterReply,
     RegisterRequest,
     UpdateCardRequest,
+)
+from molecule_runtime.wire.uploads import (
+    MAX_FILE_BYTES,
+    MAX_FILES,
+    MAX_REQUEST_BYTES,
+    UploadedFile,
+    UploadLimits,
+    UploadReply,
 )
 from molecule_runtime.wire.workspaces import Workspace
 
@@ -58,11 +73,19 @@ STALL_S = 10.0
 FILE_CONNECTIONS = 8
 """Four files and their acks at a time (agent-side 8), beside the connections of loops and tools."""
 FILE_PIECE_BYTES = 256 * 1024
+UPLOAD_STALL_S = 30.0
+"""An upload of which nothing moves for so long has failed; a platform stores it all before it answers."""
+UPLOAD_BYTES_PER_S = 50_000
+"""The slowest line that an upload is given time for: 25 MB in nine minutes."""
 TOOL_CONNECTIONS = 32
 """A bound on what an agent's tools may open at once, within the 256 files of a macOS process; more calls wait."""
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
 LOOPBACK_PATTERNS = ("all://127.0.0.1", "all://localhost", "all://[::1]")
 """A platform on this machine is never asked through a proxy: HTTP_PROXY is about the world outside."""
+
+_USUAL_LIMITS = UploadLimits(
+    per_file_bytes=MAX_FILE_BYTES, per_request_bytes=MAX_REQUEST_BYTES, max_attachments_per_message=MAX_FILES
+)
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -96,6 +119,7 @@ class PlatformClient:
         self._credentials = credentials
         self._answers = Answers(base_url, workspace_id)
         self._org_id = org_id
+        self._limits: UploadLimits | None = None
         try:
             options: dict[str, Any] = {
                 "tls": _tls_context(base_url),
@@ -212,9 +236,9 @@ class PlatformClient:
         sent = report.model_dump(mode="json", exclude_none=True)
         await self._call("POST", path, pattern="/workspaces/:id/activity", json=sent, timeout=REPORT_TIMEOUT_S)
 
-    async def notify(self, message: str) -> NotifyReply:
-        """Say something to the user (contract 4.2)."""
-        request = NotifyRequest(message=message)
+    async def notify(self, message: str, *, attachments: Sequence[Attachment] = ()) -> NotifyReply:
+        """Say something to the user, with files that `upload` has staged (contract 4.2)."""
+        request = NotifyRequest(message=message, attachments=list(attachments) or None)
         path = f"/workspaces/{self.workspace_id}/notify"
         answer = await self._call(
             "POST", path, pattern="/workspaces/:id/notify", json=request.model_dump(exclude_none=True)
@@ -305,6 +329,63 @@ class PlatformClient:
         except NotFound:
             log.debug("client.acked_before", file_id=file_id)
 
+    async def upload_limits(self) -> UploadLimits:
+        """What the platform takes, asked once; where it does not say, what such a platform takes (contract 5.1)."""
+        if self._limits is None:
+            told = _USUAL_LIMITS
+            try:
+                told = self._answers.read(TypeAdapter(UploadLimits), await self._call("GET", "/uploads/limits"))
+            except Unreachable:
+                raise
+            except Unavailable:
+                return _USUAL_LIMITS  # it is asked again the next time
+            except PlatformError as odd:  # most platforms have no such route
+                log.debug("client.no_upload_limits", status=odd.status, error=type(odd).__name__)
+            self._limits = told if min(told.per_file_bytes, told.per_request_bytes) > 0 else _USUAL_LIMITS
+        return self._limits
+
+    async def upload(
+        self, files: Sequence[UploadSource], *, progress: UploadProgress | None = None
+    ) -> list[UploadedFile]:
+        """Stage files in one batch, all or none, for `notify` (contract 5.1); in their order.
+
+        They are streamed: no more than a piece is in memory. What was staged for nothing expires on the platform.
+
+        Raises:
+            AttachmentRefused: a file changed meanwhile, or is larger than the platform turned out to take.
+        """
+        body = UploadBody(files, progress or UploadProgress())
+        path = f"/workspaces/{self.workspace_id}/chat/uploads"
+        try:
+            answer = await self._call(
+                "POST",
+                path,
+                pattern="/workspaces/:id/chat/uploads",
+                body=body,
+                timeout=UPLOAD_STALL_S + body.length / UPLOAD_BYTES_PER_S,
+                stall_s=UPLOAD_STALL_S,
+            )
+        except TooLarge as refused:
+            raise self._learned_from(refused, files) from None
+        except Unreachable as lost:
+            lost.may_have_arrived = False  # nobody sees a file that no message names: the call may be made again
+            raise
+        staged = self._answers.read(TypeAdapter(UploadReply), answer).files
+        if [one.size for one in staged] != [file.size for file in files]:
+            odd = "it does not name the files that were sent"
+            raise self._answers.error(BadReply, answer.extensions["endpoint"], answer.status_code, odd)
+        return staged
+
+    def _learned_from(self, refused: TooLarge, files: Sequence[UploadSource]) -> AttachmentRefused | TooLarge:
+        """Keep the limit that a 413 names; the refusal of the first file above it, or the 413 when there is none."""
+        limit = refused.max_bytes
+        if limit is None:
+            return refused
+        above = next((file for file in files if file.size > limit), None)
+        learned = "per_request_bytes" if above is None else "per_file_bytes"
+        self._limits = (self._limits or _USUAL_LIMITS).model_copy(update={learned: limit})
+        return file_too_large(above.path, above.size, limit) if above is not None else refused
+
     def headers(self, *, as_caller: bool = False) -> dict[str, str]:
         """The headers of every call, the doorbell's included. `Origin` is what edges tell a client by (contract 1.1).
 
@@ -333,10 +414,13 @@ class PlatformClient:
         is_repeatable: bool = False,
         by: Connections | None = None,
         timeout: float | None = None,
+        body: UploadBody | None = None,
+        stall_s: float | None = None,
     ) -> httpx.Response:
         """The 2xx answer, or the error that its status means.
 
-        `is_repeatable` says of a POST what is true of every GET: made twice it does no more than once.
+        `is_repeatable` says of a POST what is true of every GET: made twice it does no more than once. `body` is
+        streamed instead of `json`; within `timeout` no step may take longer than `stall_s`.
         """
         endpoint = f"{method} {pattern or path}"
         is_repeatable = is_repeatable or method == "GET"
@@ -344,6 +428,10 @@ class PlatformClient:
 
         async def ask() -> httpx.Response:
             headers = self.headers(as_caller=as_caller)
+            content: dict[str, Any] = {"json": json}
+            if body is not None:
+                headers |= body.headers
+                content = {"content": body.pieces()}
             journey = Journey()
             try:
                 async with asyncio.timeout(limit_s):  # httpx bounds each read; an answer that drips would take for ever
@@ -352,13 +440,14 @@ class PlatformClient:
                         path,
                         is_repeatable=is_repeatable,
                         journey=journey,
-                        json=json,
                         params=params,
                         headers=headers,
-                        timeout=limit_s,
+                        timeout=stall_s or limit_s,
+                        **content,
                     )
             except (httpx.HTTPError, TimeoutError) as error:
-                raise self._answers.none_came(error, endpoint, journey, limit_s, is_repeatable=is_repeatable) from None
+                waited_s = stall_s if stall_s and isinstance(error, httpx.TimeoutException) else limit_s
+                raise self._answers.none_came(error, endpoint, journey, waited_s, is_repeatable=is_repeatable) from None
 
         response = await ask()
         if response.status_code == 401 and self._credentials.reread():

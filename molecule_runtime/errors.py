@@ -12,6 +12,7 @@ MoleculeError
 │   ├── NotFound           404 with a JSON body: the platform answered, the thing is not there
 │   ├── NotThePlatform     404 without a JSON body, HTML, or a redirect: a wrong address or a missing Origin
 │   ├── CursorExpired      410 on an activity cursor; ordinary
+│   ├── TooLarge           413: more bytes than the platform takes; max_bytes when it said how many
 │   ├── Rejected           any other 4xx
 │   ├── BadReply           2xx that cannot be read
 │   └── TransferFailed     a file's bytes broke off, came to a standstill, or were not what was announced
@@ -22,6 +23,7 @@ MoleculeError
 ├── FileTooLarge           a file that is more than was announced, or than is taken
 └── CallerError            what the agent asked for cannot be done as asked
     ├── InvalidArgument
+    ├── AttachmentRefused  a file that cannot, or may not, be sent
     ├── MessageUnknown     no such message in this inbox
     └── PeerRefused        the peer, or the platform on its behalf, answered with an error
 
@@ -187,6 +189,16 @@ class CursorExpired(PlatformError):
     pass
 
 
+class TooLarge(PlatformError):
+    """`max_bytes`: what the platform takes, as its 413 said it, or None."""
+
+    max_bytes: int | None = None
+
+    @property
+    def limit(self) -> str:
+        return f"takes at most {self.max_bytes:,} bytes" if self.max_bytes is not None else "takes no call of this size"
+
+
 class Rejected(PlatformError):
     pass
 
@@ -237,6 +249,16 @@ class InvalidArgument(CallerError):
         super().__init__(argument, reason)
         self.argument = argument
         self.reason = reason
+
+
+class AttachmentRefused(CallerError):
+    """`path` as it may be shown, `reason` what is wrong with the file, `cure` a sentence of what to do."""
+
+    def __init__(self, *, path: str, reason: str, cure: str) -> None:
+        super().__init__(path, reason)
+        self.path = path
+        self.reason = reason
+        self.cure = cure
 
 
 class MessageUnknown(CallerError):
@@ -326,6 +348,12 @@ OUTCOMES: dict[type[MoleculeError], Outcome] = {
     CursorExpired: Outcome(
         Retry.NO, 1, "The inbox cursor is too old for the platform at {error.base_url}.", "It is renewed by itself."
     ),
+    TooLarge: Outcome(
+        Retry.NO,
+        1,
+        "The platform at {error.base_url} {error.limit} (HTTP 413 on {error.endpoint}).",
+        "Send less at once.",
+    ),
     Rejected: Outcome(
         Retry.NO,
         1,
@@ -369,6 +397,9 @@ OUTCOMES: dict[type[MoleculeError], Outcome] = {
         "Ask the sender for it in another way.",
     ),
     InvalidArgument: Outcome(Retry.NO, 2, "{error.argument}: {error.reason}.", "Correct the argument and call again."),
+    AttachmentRefused: Outcome(
+        Retry.NO, 2, "The file {error.path} cannot be sent: {error.reason}.", "{error.cure} Nothing was sent."
+    ),
     MessageUnknown: Outcome(
         Retry.NO,
         1,

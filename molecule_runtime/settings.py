@@ -138,6 +138,16 @@ def _absolute_dir(value: Any) -> Any:
     return value
 
 
+def _roots(value: Any) -> tuple[Path, ...]:
+    """Directories in the form of PATH; blank ones are passed over."""
+    if isinstance(value, tuple):
+        return value
+    roots = tuple(Path(part.strip()) for part in str(_unicode(value)).split(os.pathsep) if part.strip())
+    if not roots or not all(str(root).startswith("~") or root.is_absolute() for root in roots):
+        raise ValueError(f"must be absolute paths with {os.pathsep!r} between them")
+    return roots
+
+
 def _poll_timeout(value: Any) -> int:
     """Bad values become the default, large ones the cap: a wrong number must not keep an agent offline."""
     number = _seconds(value)
@@ -254,6 +264,14 @@ class Settings(BaseModel):
     )
     disable_inbox: Annotated[bool, BeforeValidator(_flag)] = Field(
         False, alias="MOLECULE_MCP_DISABLE_INBOX", description="1 when the host reads the inbox itself."
+    )
+    attachment_roots: Annotated[tuple[Path, ...] | None, BeforeValidator(_roots)] = Field(
+        None,
+        alias="MOLECULE_ATTACHMENT_ROOTS",
+        description="Directories that files sent to the user may lie in, separated as in PATH; symlinks are resolved "
+        "first. Default: the working directory (unless it is the home directory or one above it), "
+        "<state directory>/<workspace id>/files and the system's temporary directory. Tokens, locks and the inbox are "
+        "never sent.",
     )
     heartbeat_secs: float = Field(
         20.0, alias="MOLECULE_MCP_HEARTBEAT_SECS", ge=1, le=60, description="Seconds between beats, 1 to 60."

@@ -111,6 +111,11 @@ class Workspace:
         )
         self._stamps: asyncio.Queue[PresenceSnapshot] = asyncio.Queue(maxsize=1)
 
+    @property
+    def state(self) -> WorkspaceState | None:
+        """Its directory; None where there is none to write to."""
+        return self._state
+
     def _ownership(self, job: str, *, needs_lock: bool) -> Ownership:
         lock = self._state.owner_lock(job) if self._state is not None else None
         return Ownership(job, lock, clock=self._clock, register=self._register, needs_lock=needs_lock)

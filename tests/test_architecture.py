@@ -48,8 +48,8 @@ PLACES = {
         "molecule_runtime.",
         {
             1: "settings credentials retry state",
-            2: "connections answers client doorbell",
-            3: "presence ownership inbox peers messages history cards delegation memory",
+            2: "connections answers upload_body client doorbell",
+            3: "presence ownership inbox peers messages attachments history cards delegation memory",
             4: "runtime workspace survey agent",
             8: "a2a_mcp_server",
         },

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Any
@@ -24,6 +24,7 @@ from molecule_runtime.doorbell import OPEN_TIMEOUT_S, websocket_url
 from molecule_runtime.errors import CanvasRefused, Unauthorized, Unreachable
 from molecule_runtime.settings import WorkspaceSettings
 from molecule_runtime.wire.events import Event, EventName
+from molecule_runtime.wire.uploads import UploadedFile
 
 STATUS_CHECK_S = 0.1
 
@@ -50,9 +51,14 @@ class Canvas(PlatformClient):
         while await self.status() != wanted:  # noqa: ASYNC110
             await asyncio.sleep(STATUS_CHECK_S)  # asked of another process: there is no event to wait for
 
-    async def say(self, text: str) -> None:
-        """Post a message as a canvas does: no `jsonrpc`, no `id`, the history along (contract 4.1)."""
-        message = {"role": "user", "messageId": str(uuid.uuid4()), "parts": [{"kind": "text", "text": text}]}
+    async def say(self, text: str, files: Sequence[UploadedFile] = ()) -> None:
+        """Post a message as a canvas does: no `jsonrpc`, no `id`, the history along (contract 4.1).
+
+        `files` were uploaded before; each is a part of the message.
+        """
+        parts: list[dict[str, Any]] = [{"kind": "text", "text": text}]
+        parts += [{"kind": "file", "file": file.model_dump(exclude_none=True)} for file in files]
+        message = {"role": "user", "messageId": str(uuid.uuid4()), "parts": parts}
         body = {"method": "message/send", "params": {"message": message, "metadata": {"history": []}}}
         path = f"/workspaces/{self.workspace_id}/a2a"
         await self._call("POST", path, pattern="/workspaces/:id/a2a", json=body, timeout=SEND_TIMEOUT_S)

@@ -153,6 +153,8 @@ def _rows(one: WorkspaceFacts, told: Told) -> list[tuple[str, str, str]]:
     else:
         counts = one.counts
         text = f"{counts.new} new, {counts.leased} in hand, {counts.parked} parked"
+        if counts.files_pending:
+            text += f", {counts.files_pending} file{'s' if counts.files_pending > 1 else ''} still to come"
         rows.append(("inbox", text, "" if not (counts.new or counts.parked) else "yellow"))
     rows.append(("process", _processes(one), ""))
     if one.platform_status is not None:

@@ -8,11 +8,13 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
+from molecule_mcp.tools._attachments import Attachments, enclosed, send_with_progress
 from molecule_mcp.tools._base import Arguments, Hints, Tool, ToolContext
 from molecule_runtime import messages
 from molecule_runtime.errors import LocalStateError
 from molecule_runtime.runtime import Runtime
 from molecule_runtime.settings import WAIT_CAP_SECS
+from molecule_runtime.upload_body import UploadProgress
 
 PROGRESS_EVERY_S = 5.0
 MAX_PEEK = 100
@@ -53,6 +55,7 @@ class PopArguments(Arguments):
 class ReplyArguments(Arguments):
     activity_id: ActivityId
     message: NonBlank = Field(description="Your whole answer.")
+    attachments: Attachments = None
 
 
 async def wait_for_message(context: ToolContext, args: WaitArguments) -> dict[str, Any]:
@@ -86,9 +89,12 @@ async def inbox_pop(context: ToolContext, args: PopArguments) -> dict[str, Any]:
 
 
 async def reply(context: ToolContext, args: ReplyArguments) -> dict[str, Any]:
-    return await context.bridge.call(
-        lambda runtime: _reply(runtime, context, args.activity_id, args.message), to_the_end=True
-    )
+    progress = UploadProgress()
+    sent = await send_with_progress(context, lambda runtime: _reply(runtime, context, args, progress), progress)
+    result: dict[str, Any] = {"status": "sent", "to": sent.to, "popped": sent.popped}
+    if args.attachments:
+        result["attachments"] = messages.listing(sent.attachments)
+    return result
 
 
 async def _wait(runtime: Runtime, context: ToolContext, seconds: float, key: str) -> dict[str, Any] | None:
@@ -138,10 +144,13 @@ async def _pop(runtime: Runtime, context: ToolContext, activity_id: str) -> dict
     return {"removed": await (await workspace.mailbox()).pop(activity_id), "activity_id": activity_id}
 
 
-async def _reply(runtime: Runtime, context: ToolContext, activity_id: str, text: str) -> dict[str, Any]:
-    workspace = await runtime.holder(activity_id, context.workspace_id)
-    recipient, popped = await messages.reply(workspace.client, await workspace.mailbox(), activity_id, text)
-    return {"status": "sent", "to": recipient, "popped": popped}
+async def _reply(
+    runtime: Runtime, context: ToolContext, args: ReplyArguments, progress: UploadProgress
+) -> messages.Replied:
+    workspace = await runtime.holder(args.activity_id, context.workspace_id)
+    mailbox = await workspace.mailbox()
+    files = await enclosed(workspace, args.attachments, progress)
+    return await messages.reply(workspace.client, mailbox, args.activity_id, args.message, files)
 
 
 TOOLS = (

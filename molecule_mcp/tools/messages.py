@@ -10,11 +10,14 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, AwareDatetime, Field, TypeAdapter
 
+from molecule_mcp.tools._attachments import Attachments, enclosed, send_with_progress
 from molecule_mcp.tools._base import Arguments, Hints, Tool, ToolContext
 from molecule_mcp.tools.inbox import NonBlank
 from molecule_runtime import history, messages
 from molecule_runtime.history import MAX_LINES, Line, Page
 from molecule_runtime.runtime import Runtime
+from molecule_runtime.upload_body import UploadProgress
+from molecule_runtime.wire.uploads import UploadedFile
 
 MAX_RESULT_BYTES = 9_000
 """A host cuts results at about 10 kB (clients.md 4): what does not fit is the next page."""
@@ -55,14 +58,18 @@ class ChatHistoryArguments(Arguments):
 
 class SendToUserArguments(Arguments):
     message: NonBlank = Field(description="The text, Markdown allowed.")
+    attachments: Attachments = None
 
 
 async def send_message_to_user(context: ToolContext, args: SendToUserArguments) -> dict[str, Any]:
-    async def send(runtime: Runtime) -> None:
-        await messages.send_to_user(runtime.route(context.workspace_id).client, args.message)
+    progress = UploadProgress()
 
-    await context.bridge.call(send, to_the_end=True)
-    return {"status": "sent", "attachments": []}
+    async def send(runtime: Runtime) -> list[UploadedFile]:
+        workspace = runtime.route(context.workspace_id)
+        files = await enclosed(workspace, args.attachments, progress)
+        return await messages.send_to_user(workspace.client, args.message, files)
+
+    return {"status": "sent", "attachments": messages.listing(await send_with_progress(context, send, progress))}
 
 
 async def chat_history(context: ToolContext, args: ChatHistoryArguments) -> dict[str, Any]:
@@ -115,7 +122,7 @@ TOOLS = (
     Tool(
         name="send_message_to_user",
         title="Message the user",
-        description="Show a message to the user in the canvas chat. "
+        description="Show a message to the user in the canvas chat, with files if you attach any. "
         "For reports and questions of your own; to answer a message use reply.",
         arguments=SendToUserArguments,
         hints=Hints(read_only=False, destructive=False, idempotent=False, open_world=True),

@@ -95,15 +95,17 @@ def classify(row: ActivityRow, *, own_id: str) -> Classified:
     if row.method == Method.CHAT_UPLOAD_RECEIVE and (notice := _upload_notice(row)) is not None:
         return notice
     parts = _parts(row.request_body)
+    files = tuple(part for raw in parts if (part := _file_part(raw, own_id)) is not None)
     return Message(
         activity_id=row.id,
         kind=Kind.CANVAS_USER if source_id is None else Kind.PEER_AGENT,
         peer_id=source_id or "",
-        text=joined_text(parts) or row.summary or "",
+        # A platform's summary is about the row; beside files it would read like words of the sender.
+        text=joined_text(parts) or ("" if files else row.summary or ""),
         created_at=rfc3339(row.created_at),
         method=row.method or "",
         delegation_id=_delegation_id(row.request_body),
-        files=tuple(part for raw in parts if (part := _file_part(raw, own_id)) is not None),
+        files=files,
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import os
 import uuid
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
@@ -36,6 +37,8 @@ RECLAIM_EVERY_S = 1.5
 QUIET_LOOK_EVERY_S = 10.0
 """How often it is looked while nobody waits here and nobody else has a message in hand: an idle hour must cost little,
 and nobody could tell the difference."""
+MANY_ATTACHMENTS = 20
+"""A longer list goes to a file, too: in a host that cuts results only its ends would be seen."""
 SENDING_LASTS_S = 1_800.0
 """Longer than any upload of ours: after that a kill has ended it, and what it left is nobody's."""
 
@@ -190,7 +193,8 @@ class Mailbox:
     async def pop(self, activity_id: str) -> bool:
         """Mark a message as handled, whoever holds it; False when it was already, or never was."""
         done = await self._journal.off_loop(self._journal.handle, activity_id, now=self._clock.now().timestamp())
-        self._text_file(activity_id).unlink(missing_ok=True)
+        for file in (self._text_file(activity_id), self._list_file(activity_id)):
+            file.unlink(missing_ok=True)
         await self.recount()
         return done
 
@@ -316,9 +320,11 @@ class Mailbox:
 
     def _clear_texts(self) -> None:
         """Remove the texts of messages that were handled: a kill between a pop and its text leaves one behind."""
-        files = set(self._state.texts.glob("*.txt"))  # before the ids: what is written from now on stays
+        # Before the ids: what is written from now on stays.
+        files = {*self._state.texts.glob("*.txt"), *self._state.texts.glob("*.attachments.json")}
         if files:
-            for file in files - {self._text_file(activity_id) for activity_id in self._journal.open_ids()}:
+            ids = self._journal.open_ids()
+            for file in files - {self._text_file(one) for one in ids} - {self._list_file(one) for one in ids}:
                 with suppress(OSError):
                     file.unlink()
 
@@ -348,6 +354,8 @@ class Mailbox:
             "pushed": entry.pushed_to == self.session,
             "delegation_id": message.delegation_id,
         }
+        if len(view["attachments"]) > MANY_ATTACHMENTS:
+            view["attachments_path"] = self._whole_list(entry, view["attachments"])
         if len(message.text) > TEXT_CODE_POINTS:
             view["text"] = message.text[:TEXT_CODE_POINTS]
             view["text_truncated"] = True
@@ -356,6 +364,19 @@ class Mailbox:
 
     def _text_file(self, activity_id: str) -> Path:
         return self._state.texts / f"{hashlib.sha256(activity_id.encode()).hexdigest()[:32]}.txt"
+
+    def _list_file(self, activity_id: str) -> Path:
+        return self._text_file(activity_id).with_suffix(".attachments.json")
+
+    def _whole_list(self, entry: Entry, attachments: list[dict[str, Any]]) -> str | None:
+        """The path of a file with the attachments as they are now, for hosts that cut long results."""
+        file = self._list_file(entry.message.activity_id)
+        try:
+            self._state.write_private(file, json.dumps(attachments, ensure_ascii=False, indent=1) + "\n")
+        except LocalStateError as error:
+            log.warning("mailbox.list_not_written", detail=str(error))
+            return None
+        return os.fspath(file)
 
     def _whole_text(self, entry: Entry) -> str | None:
         """The path of a file with the whole text; named by a digest, never by an id from outside."""

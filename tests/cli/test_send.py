@@ -31,7 +31,7 @@ def test_both_sides_speak_and_the_chat_shows_it(
     workspace_id, state = settings["WORKSPACE_ID"], {"CONFIGS_DIR": str(tmp_path / "state")}
     said = send("--json", "from the agent 你好", **settings, **state)
     assert (said.returncode, said.stderr) == (0, "")
-    assert json.loads(said.stdout) == {"status": "sent", "workspace_id": workspace_id}
+    assert json.loads(said.stdout) == {"status": "sent", "workspace_id": workspace_id, "attachments": []}
     assert not (tmp_path / "state").exists()
     token = settings.pop("MOLECULE_WORKSPACE_TOKEN")
     asked = send("-", "--as-user", stdin="from the user\nin two lines\n", **settings, **state)

@@ -6,10 +6,15 @@ import json
 import re
 import signal
 import subprocess
+import time
 import uuid
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from molecule_runtime.inbox.classify import FilePart, UploadNotice
+from molecule_runtime.inbox.journal import Journal
+from molecule_runtime.state import StateDir
 from tests.cli.terminal import COMMAND, Piped, Terminal
 from tests.support.platform import PlatformProcess, clean_env
 
@@ -38,7 +43,10 @@ def test_it_tells_how_an_agent_stands_alive_and_dead(platform_process: PlatformP
         told = report(**settings, **state)
         (one,) = told["workspaces"]
         assert (told["settings"], told["problems"], told["recent"]) == ("ok", [], [])
-        assert (one["presence"]["state"], one["inbox"]) == ("online", {"new": 1, "leased": 0, "parked": 0})
+        assert (one["presence"]["state"], one["inbox"]) == (
+            "online",
+            {"new": 1, "leased": 0, "parked": 0, "files_pending": 0},
+        )
         assert one["owner"] == {"beat_pid": agent.process.pid, "inbox_pid": agent.process.pid}
         assert one["platform"] == {"status": "online", "error": None}
         with Terminal("status", **state) as terminal:
@@ -61,6 +69,17 @@ def test_it_tells_that_there_is_nothing_and_makes_nothing(tmp_path: Path) -> Non
     assert f"No workspace was served from {tmp_path / 'state'} yet." in done.stdout
     assert "╭" not in done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_files_that_are_still_to_come_are_counted(tmp_path: Path) -> None:
+    """Agent-side 5: files_pending, as in runtime_status."""
+    state = StateDir.open(tmp_path, home=tmp_path).workspace(str(uuid.uuid4()))
+    part = FilePart("a.txt", "", file_id=str(uuid.uuid4()))
+    notice = UploadNotice(str(uuid.uuid4()), part.file_id or "", part)
+    with closing(Journal.open(state.journal)) as journal:
+        journal.append([], notices=[notice], cursor=None, last_row_at=None, now=time.time())
+    assert report(CONFIGS_DIR=str(tmp_path))["workspaces"][0]["inbox"]["files_pending"] == 1
+    assert "0 new, 0 in hand, 0 parked, 1 file still to come" in run(CONFIGS_DIR=str(tmp_path)).stdout
 
 
 def test_wrong_settings_end_with_2_after_the_facts(tmp_path: Path) -> None:

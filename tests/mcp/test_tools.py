@@ -55,6 +55,8 @@ def sample(tool: Tool) -> dict[str, Any]:
                 values[name] = not schema.get("default", False)
             case "object":
                 values[name] = {"any": ["thing"]}
+            case "array":
+                values[name] = ["/tmp/a.pdf", "/tmp/b.pdf"]
             case other:
                 raise AssertionError(f"{tool.name}.{name}: no host was seen to handle the type {other!r}")
     return values
@@ -108,7 +110,8 @@ def test_a_schema_is_flat_and_says_its_limits_in_words(tool: Tool) -> None:
     for name, prop in schema["properties"].items():
         assert prop["description"].strip().endswith("."), name
         assert isinstance(prop["type"], str), name
-        assert set(prop) <= {"type", "description", "default", "minimum", "maximum"}, name
+        assert set(prop) <= {"type", "items", "description", "default", "minimum", "maximum"}, name
+        assert prop.get("items") == ({"type": "string"} if prop["type"] == "array" else None), name
         for limit in ("minimum", "maximum"):
             if limit in prop:
                 assert re.search(rf"\b{prop[limit]}\b", prop["description"]), f"{name}: {limit}"

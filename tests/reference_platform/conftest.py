@@ -116,7 +116,8 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Databas
 @pytest.fixture
 def config(database: Database) -> PlatformConfig:
     """Development mode: loopback, no ADMIN_TOKEN. Its own sweeps never come, so that they do not race with a test's."""
-    return PlatformConfig(database=database.url, port=0, sweep_interval_s=10.0**9)
+    never = 10.0**9
+    return PlatformConfig(database=database.url, port=0, sweep_interval_s=never, pending_uploads_sweep_s=never)
 
 
 @pytest.fixture

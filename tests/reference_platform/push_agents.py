@@ -19,7 +19,7 @@ from starlette.routing import Route
 
 @dataclass
 class PushAgent:
-    """An agent behind a real HTTP server; `called` holds (path, headers, body) of each call."""
+    """An agent behind a real HTTP server; `called` holds (path, headers, body) of each call, JSON bodies parsed."""
 
     port: int
     called: list[tuple[str, dict[str, str], Any]] = field(default_factory=list)
@@ -41,7 +41,8 @@ async def push_agent() -> AsyncIterator[PushAgent]:
     agent = PushAgent(port=listener.getsockname()[1])
 
     async def take(request: Request) -> Response:
-        body = await request.json()
+        is_json = request.headers["content-type"] == "application/json"
+        body = await request.json() if is_json else await request.body()
         agent.called.append((request.url.path, dict(request.headers), body))
         if request.url.path == "/moved":
             return RedirectResponse(agent.url("/elsewhere"), status_code=307)

@@ -28,6 +28,11 @@ def test_defaults_of_an_empty_environment() -> None:
         rate_limit=0,
         activity_retention_days=7.0,
         activity_cleanup_interval_hours=6.0,
+        upload_max_file_bytes=25 * 1024 * 1024,
+        upload_max_request_bytes=50 * 1024 * 1024,
+        pending_uploads_ttl_s=86_400.0,
+        pending_uploads_ack_retention_s=3600.0,
+        pending_uploads_sweep_s=300.0,
     )
 
 
@@ -45,6 +50,11 @@ def test_every_variable_is_read() -> None:
             "RATE_LIMIT": " 600 ",
             "ACTIVITY_RETENTION_DAYS": "30",
             "ACTIVITY_CLEANUP_INTERVAL_HOURS": "1",
+            "UPLOAD_MAX_FILE_BYTES": "104857600",
+            "UPLOAD_MAX_REQUEST_BYTES": "10737418240",
+            "PENDING_UPLOADS_TTL_S": "60",
+            "PENDING_UPLOADS_ACK_RETENTION_S": "5",
+            "PENDING_UPLOADS_SWEEP_S": "0.5",
         }
     )
     assert (config.admin_token, config.environment) == ("secret", "production")
@@ -52,14 +62,19 @@ def test_every_variable_is_read() -> None:
     assert (config.external_url, config.stale_after_s, config.sweep_interval_s) == ("https://p.example", 20.0, 0.5)
     assert (config.enable_test_tokens, config.rate_limit) == (True, 600)
     assert (config.activity_retention_days, config.activity_cleanup_interval_hours) == (30.0, 1.0)
+    assert (config.upload_max_file_bytes, config.upload_max_request_bytes) == (100 * 1024**2, 10 * 1024**3)
+    assert (config.pending_uploads_ttl_s, config.pending_uploads_ack_retention_s) == (60.0, 5.0)
+    assert config.pending_uploads_sweep_s == 0.5
     assert "secret" not in repr(config)
 
 
 @pytest.mark.parametrize("value", ["", "soon", "0", "-3", "nan", "inf"])
 def test_bad_number_means_the_default(value: str) -> None:
     """An operator's typing error does not stop the platform (contract 2.4)."""
-    config = read({"REMOTE_LIVENESS_STALE_AFTER": value, "REMOTE_LIVENESS_SWEEP_S": value, "RATE_LIMIT": value})
-    assert (config.stale_after_s, config.sweep_interval_s, config.rate_limit) == (90.0, 15.0, 0)
+    seconds = ("REMOTE_LIVENESS_STALE_AFTER", "REMOTE_LIVENESS_SWEEP_S", "RATE_LIMIT", "PENDING_UPLOADS_TTL_S")
+    seconds += ("PENDING_UPLOADS_ACK_RETENTION_S", "PENDING_UPLOADS_SWEEP_S")
+    caps = ("UPLOAD_MAX_FILE_BYTES", "UPLOAD_MAX_REQUEST_BYTES")
+    assert read(dict.fromkeys((*seconds, *caps), value)) == read({})
 
 
 @pytest.mark.parametrize(

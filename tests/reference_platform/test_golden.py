@@ -16,6 +16,7 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 WORKSPACE = "11111111-1111-4111-8111-111111111111"
 PEER = "22222222-2222-4222-8222-222222222222"
 TOKEN = "77777777-7777-4777-8777-777777777777"
+FILE = "44444444-4444-4444-8444-444444444444"
 
 
 def exchanges() -> list[Any]:
@@ -42,7 +43,7 @@ async def test_golden_exchange_is_answered_as_recorded(
 
     def placed(value: Any) -> Any:
         text = json.dumps(value).replace(WORKSPACE, ours.id).replace(PEER, peer.id)
-        return json.loads(text.replace(TOKEN, token_of(database, ours)))
+        return json.loads(text.replace(TOKEN, token_of(database, ours)).replace(FILE, file_of(database)))
 
     method, path = document["endpoint"].split(" ")
     token = exchange.get("bearer", ours.token)
@@ -50,16 +51,28 @@ async def test_golden_exchange_is_answered_as_recorded(
     if "caller" in exchange:
         headers["X-Workspace-ID"] = placed(exchange["caller"])
     content = exchange.get("raw") or (json.dumps(placed(exchange["request"])) if "request" in exchange else None)
+    files = [posted(file) for file in exchange.get("files", ())] or None
     reply = await platform.http.request(
         method,
         placed(exchange.get("path", path)),
         params=exchange.get("query", document.get("query")),
         headers=headers,
         content=content,
+        files=files,
     )
 
     assert reply.status_code == exchange["status"], reply.text
-    assert differences(exchange["response"], reply.json()) == []
+    if "content" in exchange:
+        assert reply.text == exchange["content"]
+        assert exchange["headers"].items() <= {name.title(): value for name, value in reply.headers.items()}.items()
+    else:
+        assert differences(exchange["response"], reply.json()) == []
+
+
+def posted(file: dict[str, Any]) -> tuple[str, tuple[str, bytes, str]]:
+    """A part of a form."""
+    content = file["content"].encode() * file.get("times", 1)
+    return file.get("field", "files"), (file["name"], content, file["mimeType"])
 
 
 async def a_team(platform: Platform) -> tuple[Member, Member]:
@@ -82,6 +95,14 @@ async def prepare(
         await platform.http.post(
             f"/workspaces/{ours.id}/notify", json={"message": "got it 世界 🌍"}, headers=ours.headers
         )
+    if file in ("upload_row", "upload_content", "upload_ack"):
+        owner = peer if exchange["name"] == "of another workspace" else ours
+        form = {"files": ("a.pdf", b"one", "application/pdf")}
+        await platform.http.post(f"/workspaces/{owner.id}/chat/uploads", files=form)
+    if exchange["name"].startswith("acked"):
+        await platform.http.post(f"/workspaces/{ours.id}/pending-uploads/{file_of(database)}/ack")
+    if exchange["name"] == "expired":
+        database.sql("UPDATE pending_uploads SET expires_at = '2025-12-31 00:00:00.000000+00'")
     if file == "get_removed_workspace":
         await platform.http.delete(f"/workspaces/{ours.id}")
     if file == "discover" and exchange["name"].startswith("pushed peer"):
@@ -104,6 +125,11 @@ def token_of(database: Database, member: Member) -> str:
     query = f"SELECT id FROM workspace_tokens WHERE workspace_id = '{member.id}' ORDER BY created_at LIMIT 1"
     ((token_id,),) = database.sql(query)
     return str(token_id)
+
+
+def file_of(database: Database) -> str:
+    """The id of the file that is staged, if there is one."""
+    return next((str(file_id) for (file_id,) in database.sql("SELECT file_id FROM pending_uploads")), FILE)
 
 
 def differences(golden: Any, actual: Any, where: str = "$") -> list[str]:

@@ -15,7 +15,6 @@ from .support import PEER, WORKSPACE, golden, row
 FILE_ID = "44444444-4444-4444-8444-444444444444"
 PDF = FilePart("a.pdf", f"platform-pending:{WORKSPACE}/{FILE_ID}", "application/pdf", 123, FILE_ID)
 WHEN = "2026-05-05T10:00:00.123456Z"
-QUEUED = "message/send → laptop (queued for poll)"
 
 
 def of(raw: dict[str, Any]) -> Classified:
@@ -41,7 +40,7 @@ EXPECTED: list[Classified] = [
     Message(id_of(8), Kind.PEER_AGENT, PEER, "something new", WHEN, "tasks/unheard_of"),
     user(9, "v0 parts"),
     user(10, "bare parts"),
-    user(11, QUEUED, files=(PDF,)),
+    user(11, "", files=(PDF,)),
 ]
 GOLDEN_ROWS = golden("activity_rows")["exchanges"][0]["response"]
 
@@ -120,6 +119,18 @@ def test_the_text_is_the_first_list_of_parts_or_else_the_summary(body: Any, text
         ({"kind": "file", "file": {"bytes": "aGk=", "name": "inline"}}, FilePart("inline", "")),
         ({"kind": "file", "file": {"uri": 5, "name": 6, "size": True}}, FilePart("file", "")),
         ({"kind": "file"}, FilePart("file", "")),
+        (
+            {"kind": "file", "file": {"uri": f"platform-pending:{WORKSPACE.upper()}/{FILE_ID}", "name": "ours"}},
+            FilePart("ours", f"platform-pending:{WORKSPACE.upper()}/{FILE_ID}", file_id=FILE_ID),
+        ),
+        (
+            {"kind": "file", "file": {"uri": f"platform-pending:{PEER}/{FILE_ID}", "name": "a peer's"}},
+            FilePart("a peer's", f"platform-pending:{PEER}/{FILE_ID}"),
+        ),
+        (
+            {"kind": "file", "file": {"uri": f"platform-pending:{WORKSPACE}/../x", "name": "no id"}},
+            FilePart("no id", f"platform-pending:{WORKSPACE}/../x"),
+        ),
     ],
 )
 def test_a_file_of_any_form_is_shown_never_lost(part: Any, file: FilePart) -> None:
@@ -127,6 +138,30 @@ def test_a_file_of_any_form_is_shown_never_lost(part: Any, file: FilePart) -> No
     found = of(row(1, request_body={"parts": [part]}))
     assert isinstance(found, Message)
     assert found.files == (file,)
+
+
+def test_beside_files_no_summary_stands_for_a_text() -> None:
+    """A platform's summary ("queued for poll") would read like words of the sender."""
+    part = {"kind": "file", "file": {"uri": "x:y", "name": "n"}}
+    found = of(row(1, summary="message/send (queued for poll)", request_body={"parts": [part]}))
+    assert isinstance(found, Message)
+    assert (found.text, found.files) == ("", (FilePart("n", "x:y"),))
+
+
+@pytest.mark.parametrize("file_id", [None, "", "../../etc/passwd", 7, f"{FILE_ID}x"])
+def test_a_notice_without_an_id_to_ask_for_is_shown_as_a_message(file_id: Any) -> None:
+    """Paths and routes are made of UUIDs only; nothing is lost."""
+    found = of(row(1, method="chat_upload_receive", summary="an upload", request_body={"file_id": file_id}))
+    assert isinstance(found, Message)
+    assert found.text == "an upload"
+
+
+@pytest.mark.parametrize(("size", "known"), [(0, 0), (7, 7), (-1, None), (2**53, None), (10**400, None), ("7", None)])
+def test_a_size_that_no_file_has_is_not_believed(size: Any, known: int | None) -> None:
+    """The journal could not store it, and the feed would stand still."""
+    found = of(row(1, method="chat_upload_receive", request_body={"file_id": FILE_ID, "name": "a", "size": size}))
+    assert isinstance(found, UploadNotice)
+    assert found.part.size == known
 
 
 BIG = 10**400

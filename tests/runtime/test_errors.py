@@ -9,6 +9,7 @@ import pytest
 from molecule_runtime import errors
 from molecule_runtime.errors import (
     OUTCOMES,
+    AttachmentRefused,
     BadReply,
     CallerError,
     CredentialError,
@@ -25,6 +26,7 @@ from molecule_runtime.errors import (
     Retry,
     SettingsError,
     StateDirUnwritable,
+    TooLarge,
     Unauthorized,
     Unavailable,
     Unreachable,
@@ -60,6 +62,8 @@ def an(kind: type[MoleculeError]) -> MoleculeError:
         return kind(argument="limit", reason="it is too large")
     if issubclass(kind, FileTooLarge):
         return kind(limit=26_214_400)
+    if issubclass(kind, AttachmentRefused):
+        return kind(path="/home/me/a.pdf", reason="it is empty", cure="Write it first.")
     if issubclass(kind, MessageUnknown):
         return kind(activity_id="a1")
     assert issubclass(kind, PeerRefused)
@@ -103,7 +107,9 @@ def test_the_drawing_at_the_top_names_the_whole_tree() -> None:
         (Unreachable, Retry.BACKOFF, 4),
         (Unavailable, Retry.AFTER, 4),
         (BadReply, Retry.BACKOFF, 4),
+        (TooLarge, Retry.NO, 1),
         (Rejected, Retry.NO, 1),
+        (AttachmentRefused, Retry.NO, 2),
         (StateDirUnwritable, Retry.NO, 5),
         (JournalUnusable, Retry.NO, 5),
     ],

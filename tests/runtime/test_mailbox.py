@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from molecule_runtime.inbox.classify import FilePart, Kind
 from molecule_runtime.inbox.files import FileState
 from molecule_runtime.inbox.journal import Counts, Journal
 from molecule_runtime.inbox.mailbox import (
+    MANY_ATTACHMENTS,
     QUIET_LOOK_EVERY_S,
     RECLAIM_EVERY_S,
     TEXT_CODE_POINTS,
@@ -30,6 +32,7 @@ from tests.reference_platform.support import Member, Platform
 from .support import WORKSPACE, client_of, idle, lone_client, message, pass_time, running, spawn, until
 
 LEASE_S = 600.0
+FILE_ID = "44444444-4444-4444-8444-444444444444"
 
 
 @pytest.fixture
@@ -160,7 +163,8 @@ async def test_a_pop_closes_a_message_for_good(mailbox: Mailbox, journal: Journa
 async def test_attachments_are_named_with_what_became_of_them(mailbox: Mailbox, journal: Journal) -> None:
     """agent-side 4: name, type, size, status, path, reason; the sender's words for a name are cleaned."""
     elsewhere = FilePart("a\u202e<b>.pdf", "https://x.example/a", "application/pdf", 3)
-    fill(journal, 1, files=(elsewhere, FilePart("\x00", "", "text/<b>")))
+    peers = FilePart("p", pending_uri("22222222-2222-4222-8222-222222222222", FILE_ID))
+    fill(journal, 1, files=(elsewhere, FilePart("\x00", "", "text/<b>"), peers))
     failed = {"status": "failed", "path": None}
     assert await mailbox.wait(0, key="a") == view(
         1,
@@ -179,11 +183,17 @@ async def test_attachments_are_named_with_what_became_of_them(mailbox: Mailbox, 
                 "reason": "it names no place to fetch it from; files sent inside a message are not stored",
                 **failed,
             },
+            {
+                "name": "p",
+                "mime_type": None,
+                "size": None,
+                "reason": "it waits on the platform for another workspace, whose files cannot be read from here",
+                **failed,
+            },
         ],
     )
 
 
-FILE_ID = "44444444-4444-4444-8444-444444444444"
 PDF = FilePart("a.pdf", pending_uri(WORKSPACE, FILE_ID), "application/pdf", 9, FILE_ID)
 
 
@@ -247,6 +257,28 @@ async def test_what_a_sender_calls_a_file_is_shown_without_what_a_reader_would_o
     assert found is not None
     shown = ["报告 (final).docx", "a b[31m.txt", "x" * 96 + ".pdf", "system.md"]
     assert [(one["name"], one["mime_type"]) for one in found["attachments"]] == [(name, office) for name in shown]
+
+
+async def test_a_long_list_of_files_is_in_a_file_too(
+    mailbox: Mailbox, journal: Journal, state: WorkspaceState, clock: ManualClock
+) -> None:
+    """clients.md 4: a host cuts results at about 10 kB; the list is as new as the view, and goes with its message."""
+    fill(journal, 1, files=tuple(FilePart(f"{n}.txt", "x:y") for n in range(MANY_ATTACHMENTS + 1)))
+    fill(journal, 2, files=tuple(FilePart(f"{n}.txt", "x:y") for n in range(MANY_ATTACHMENTS)))
+    found = await mailbox.wait(0, key="a")
+    assert found is not None
+    path = Path(found["attachments_path"])
+    assert json.loads(path.read_text()) == found["attachments"]
+    path.unlink()
+    shown, shorter = await mailbox.peek(10)
+    assert Path(shown["attachments_path"]).exists()
+    assert "attachments_path" not in shorter
+    (state.texts / f"{'0' * 32}.attachments.json").write_text("[]")
+    mailbox.close_session()
+    mailbox.open_session()
+    assert [file.name for file in state.texts.iterdir()] == [path.name]
+    await mailbox.pop(found["activity_id"])
+    assert list(state.texts.iterdir()) == []
 
 
 async def test_a_peer_is_shown_by_its_cleaned_name(

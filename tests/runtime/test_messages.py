@@ -18,6 +18,7 @@ from molecule_runtime.errors import InvalidArgument, MessageUnknown, NotFound, P
 from molecule_runtime.inbox.classify import Kind
 from molecule_runtime.inbox.journal import Counts, Journal
 from molecule_runtime.inbox.mailbox import Mailbox
+from molecule_runtime.messages import Replied
 from molecule_runtime.peers import PeerDirectory
 from molecule_runtime.state import WorkspaceState
 from tests.reference_platform.support import BASE_URL, Member, Platform
@@ -69,7 +70,7 @@ async def test_the_user_is_answered_in_the_chat_and_the_message_is_closed(
     """agent-side 5, reply: contract 4.2, live and after a reload."""
     await platform.register(member)
     async with client_of(platform, member) as client:
-        assert await messages.reply(client, holding(mailbox), FIRST, "你好 👋") == ("user", True)
+        assert await messages.reply(client, holding(mailbox), FIRST, "你好 👋") == Replied("user", True)
     assert await chat(platform, member) == [("agent", "你好 👋")]
     assert await counts(mailbox) == Counts()
 
@@ -80,7 +81,7 @@ async def test_a_peer_is_answered_in_its_inbox(platform: Platform, member: Membe
     peer = await platform.join("peer")
     holding(mailbox, kind=Kind.PEER_AGENT, peer_id=peer.id)
     async with client_of(platform, member) as client:
-        assert await messages.reply(client, mailbox, FIRST, "hi") == ("peer", True)
+        assert await messages.reply(client, mailbox, FIRST, "hi") == Replied("peer", True)
     (row,) = await platform.rows(peer)
     sent = row["request_body"]["params"]["message"]
     assert (row["source_id"], row["method"], sent["role"]) == (member.id, "message/send", "agent")
@@ -93,7 +94,7 @@ async def test_a_delegation_is_answered_with_its_id(platform: Platform, member: 
     peer = await platform.join("peer")
     holding(mailbox, kind=Kind.PEER_AGENT, peer_id=peer.id, delegation_id="d1")
     async with client_of(platform, member) as client:
-        assert await messages.reply(client, mailbox, FIRST, "done") == ("delegation", True)
+        assert await messages.reply(client, mailbox, FIRST, "done") == Replied("delegation", True)
     (row,) = await platform.rows(peer)
     assert row["request_body"]["params"]["message"]["metadata"] == {"delegation_id": "d1"}
 
@@ -148,7 +149,7 @@ async def test_nothing_is_closed_when_sending_failed(
         assert await counts(mailbox) == Counts(new=1)
         good = {"status": "sent"} if url == NOTIFY else {"status": "queued", "delivery_mode": "poll"}
         route.mock(return_value=httpx.Response(200, json=good))
-        assert (await messages.reply(client, mailbox, FIRST, "hi"))[1] is True
+        assert (await messages.reply(client, mailbox, FIRST, "hi")).popped
 
 
 @respx.mock
@@ -169,7 +170,7 @@ async def test_a_report_that_fails_is_no_failure_of_the_answer(mailbox: Mailbox)
     report = respx.post(REPORT).respond(503)
     holding(mailbox, kind=Kind.PEER_AGENT, peer_id=PEER)
     async with lone_client() as client:
-        assert await messages.reply(client, mailbox, FIRST, "hi") == ("peer", True)
+        assert await messages.reply(client, mailbox, FIRST, "hi") == Replied("peer", True)
     assert report.call_count == 1
 
 
@@ -192,7 +193,7 @@ async def test_of_two_answers_at_once_one_is_sent(mailbox: Mailbox) -> None:
         with pytest.raises(InvalidArgument):
             await messages.reply(client, mailbox, FIRST, "two")
         go_on.set()
-        assert await first == ("user", True)
+        assert await first == Replied("user", True)
         with pytest.raises(MessageUnknown):
             await messages.reply(client, mailbox, FIRST, "three")
     assert route.call_count == 1
@@ -209,7 +210,7 @@ async def test_a_journal_that_fails_after_the_answer_is_no_failure_of_the_answer
 
     respx.post(NOTIFY).mock(side_effect=close)
     async with lone_client() as client:
-        assert await messages.reply(client, mailbox, FIRST, "hi") == ("user", False)
+        assert await messages.reply(client, mailbox, FIRST, "hi") == Replied("user", False)
 
 
 @respx.mock
@@ -225,7 +226,7 @@ async def test_a_message_that_was_popped_meanwhile_is_said_to_be(mailbox: Mailbo
     respx.post(NOTIFY).mock(side_effect=slow)
     holding(mailbox)
 
-    async def answer(client: PlatformClient) -> tuple[str, bool]:
+    async def answer(client: PlatformClient) -> Replied:
         return await messages.reply(client, mailbox, FIRST, "hi")
 
     async with lone_client() as client:
@@ -234,4 +235,4 @@ async def test_a_message_that_was_popped_meanwhile_is_said_to_be(mailbox: Mailbo
         assert await mailbox.pop(FIRST) is True
         go_on.set()
         with anyio.fail_after(5):
-            assert await answering == ("user", False)
+            assert await answering == Replied("user", False)

@@ -19,9 +19,12 @@ from molecule_runtime.client import PlatformClient
 from molecule_runtime.clock import ManualClock
 from molecule_runtime.errors import JournalUnusable, Unavailable, Unreachable
 from molecule_runtime.inbox.classify import Kind, Message
-from molecule_runtime.inbox.journal import Journal
+from molecule_runtime.inbox.files import FileState
+from molecule_runtime.inbox.journal import Counts, Journal
 from molecule_runtime.inbox.poller import InboxHealth, Poller, peers_in
+from molecule_runtime.wire.uploads import pending_uri
 from tests.reference_platform.support import BASE_URL, Member, Platform
+from tests.support.uploads import form, message_with
 
 from .support import START, WORKSPACE, client_of, idle, lone_client, message, pass_time, row, running, until
 
@@ -565,3 +568,58 @@ async def test_a_platform_that_was_down_for_long_is_read_in_whole_pages_again(
         await pass_time(clock, 30)
         assert len(texts(journal)) == 250
     assert [params["limit"] for params in asked] == ["100", "100", "100"]
+
+
+async def test_files_are_journalled_with_their_page_and_announced(
+    platform: Platform, member: Member, journal: Journal, clock: ManualClock, heard: Heard
+) -> None:
+    """agent-side 8: a notice is no message; whoever fetches is told, also when no message names the file yet."""
+    told: list[str] = []
+
+    async def recovered() -> None:
+        told.append("recovery")
+
+    files = form([("a.txt", b"12345"), ("b.txt", b"1")])
+    reply = await platform.http.post(f"/workspaces/{member.id}/chat/uploads", files=files, headers=platform.admin)
+    first, second = reply.json()["files"]
+    async with client_of(platform, member) as client:
+        poller = Poller(
+            client,
+            journal,
+            clock=clock,
+            on_messages=heard.messages,
+            on_files=lambda: told.append("files"),
+            on_recovery=recovered,
+        )
+        assert await poller.poll_once() == 0
+        assert (told, heard.pages, journal.counts()) == (["files"], [], Counts(files_pending=2))
+        now = clock.now().timestamp()
+        due = journal.files.due(now, {FileState.PENDING}, limit=5)
+        assert [(record.name, record.size) for record in due] == [("a.txt", 5), ("b.txt", 1)]
+        body = message_with("look", [second])
+        await platform.http.post(f"/workspaces/{member.id}/a2a", json=body, headers=platform.admin)
+        assert await poller.poll_once() == 1
+        (entry,) = journal.open_messages(5)
+        assert [record.name for record in entry.files] == ["b.txt"]
+        assert first["uri"] == pending_uri(member.id, due[0].file_id)
+        assert told == ["files", "files"]
+
+
+@respx.mock
+async def test_a_read_that_goes_well_after_failures_says_so(journal: Journal, clock: ManualClock, heard: Heard) -> None:
+    """uploads: what waited for another attempt is due when the platform is back, not minutes later."""
+    recoveries: list[float] = []
+
+    async def recovered() -> None:
+        recoveries.append(clock.monotonic())
+
+    route = respx.get(FEED)
+    route.side_effect = [httpx.Response(200, json=[]), *[httpx.Response(503, json={"error": "no"})] * 2] + [
+        httpx.Response(200, json=[])
+    ] * 3
+    async with lone_client() as client:
+        poller = Poller(client, journal, clock=clock, on_messages=heard.messages, on_recovery=recovered)
+        async with running(poller.run):
+            while route.call_count < 6:
+                await pass_time(clock, 5)
+    assert len(recoveries) == 1

@@ -42,6 +42,7 @@ def test_two_variables_are_enough() -> None:
         "push": Push.AUTO,
         "disable_heartbeat": False,
         "disable_inbox": False,
+        "attachment_roots": None,
         "heartbeat_secs": 20.0,
         "lease_secs": 600.0,
         "files_quota_mb": 1_000.0,
@@ -161,6 +162,10 @@ A_FLAG = "must be 1 or 0"
         ("MOLECULE_MCP_DISABLE_HEARTBEAT", "maybe", A_FLAG),
         ("MOLECULE_MCP_DISABLE_INBOX", "2", A_FLAG),
         ("MOLECULE_MCP_VERBOSE", "very", A_FLAG),
+        ("MOLECULE_ATTACHMENT_ROOTS", "outbox", "must be absolute paths with ':' between them"),
+        ("MOLECULE_ATTACHMENT_ROOTS", "/out:box", "must be absolute paths with ':' between them"),
+        ("MOLECULE_ATTACHMENT_ROOTS", " : ", "must be absolute paths with ':' between them"),
+        ("MOLECULE_ATTACHMENT_ROOTS", "/half \udcff", "must be UTF-8 text"),
         ("MOLECULE_MCP_HEARTBEAT_SECS", "0.9", "must be greater than or equal to 1"),
         ("MOLECULE_MCP_HEARTBEAT_SECS", "61", "must be less than or equal to 60"),
         ("MOLECULE_MCP_HEARTBEAT_SECS", "nan", "must be less than or equal to 60"),
@@ -196,6 +201,7 @@ def test_a_bad_value_is_named_explained_and_never_repeated(name: str, value: str
         ("MOLECULE_MCP_LOG_LEVEL", "debug", "log_level", "DEBUG"),
         ("MOLECULE_WORKSPACE_TOKEN_FILE", "~/token", "token_file", Path("~/token")),
         ("CONFIGS_DIR", "/state", "configs_dir", Path("/state")),
+        ("MOLECULE_ATTACHMENT_ROOTS", " ~/out : :/srv/a b/", "attachment_roots", (Path("~/out"), Path("/srv/a b"))),
     ],
 )
 def test_a_value_is_read_kindly(name: str, value: str, field: str, read: Any) -> None:

@@ -294,17 +294,17 @@ async def test_at_most_four_are_fetched_at_once(
     by_hand: bool, faulty: FaultyPlatform, journal: Journal, state: WorkspaceState, clock: ManualClock
 ) -> None:
     """agent-side 8: 4 at once; asked by hand there are no more."""
-    lock, under_way, most = threading.Lock(), 0, 0
-    four = threading.Barrier(AT_A_TIME)
+    one_more, under_way, most = threading.Condition(), 0, 0
 
     def play(asked: Asked) -> Answer | Fault | None:
+        """Hold each until there are more than four, or for a moment when no fifth comes."""
         nonlocal under_way, most
         if asked.path.endswith("/content"):
-            with lock:
+            with one_more:
                 under_way += 1
                 most = max(most, under_way)
-            four.wait(5)  # broken, and so an error, when fewer come at a time
-            with lock:
+                one_more.notify_all()
+                one_more.wait_for(lambda: under_way > AT_A_TIME, 0.3)
                 under_way -= 1
         return serving()(asked)
 

@@ -14,9 +14,16 @@ from molecule_runtime.reference_platform.auth import Access
 from molecule_runtime.reference_platform.identifiers import canonical_uuid
 from molecule_runtime.reference_platform.parts import Parts, parts_of
 from molecule_runtime.reference_platform.refusals import Refusal
-from molecule_runtime.reference_platform.routes._requests import path_id, store_failure
+from molecule_runtime.reference_platform.routes._requests import path_id, positive_int, store_failure
 from molecule_runtime.reference_platform.services.pending_uploads import PendingUpload
-from molecule_runtime.reference_platform.services.upload_body import MALFORMED, Spool, capped, receive, too_long
+from molecule_runtime.reference_platform.services.upload_body import (
+    MALFORMED,
+    Spool,
+    boundary_of,
+    capped,
+    receive,
+    too_long,
+)
 from molecule_runtime.reference_platform.services.uploads import UNKNOWN_TYPE, hardened_type
 from molecule_runtime.text import safe_file_name
 from molecule_runtime.wire.registry import DeliveryMode
@@ -55,7 +62,8 @@ async def _upload(request: Request) -> Response:
     cap = parts.config.upload_max_request_bytes
     content_type = request.headers.get("content-type", "")
     async with _read_out(request, cap) as body:
-        length = _length(request)
+        boundary = boundary_of(content_type)
+        length = positive_int(request.headers.get("content-length", ""))
         if length is not None and length > cap:
             raise too_long(cap)
         if target["delivery_mode"] != DeliveryMode.POLL:
@@ -64,7 +72,7 @@ async def _upload(request: Request) -> Response:
             return JSONResponse(reply.body, status_code=reply.status)
         with Spool() as spool:
             files = await receive(
-                body, content_type, spool, max_file_bytes=parts.config.upload_max_file_bytes, max_request_bytes=cap
+                body, boundary, spool, max_file_bytes=parts.config.upload_max_file_bytes, max_request_bytes=cap
             )
             staged = await parts.uploads.stage(workspace_id, files, spool, silent=access is Access.WORKSPACE)
     return JSONResponse(UploadReply(files=staged).model_dump(mode="json"))
@@ -88,11 +96,6 @@ async def _read_out(request: Request, at_most: int) -> AsyncIterator[AsyncIterat
             raise
     except ClientDisconnect:
         raise Refusal(400, MALFORMED) from None  # nobody hears it, and nobody need be told
-
-
-def _length(request: Request) -> int | None:
-    length = request.headers.get("content-length", "")
-    return int(length) if length.isascii() and length.isdigit() else None
 
 
 async def _content(request: Request) -> Response:

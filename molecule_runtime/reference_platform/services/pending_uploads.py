@@ -197,8 +197,9 @@ def _sweep(connection: Connection, acked_until: datetime, now: datetime) -> Swep
     acked = uploads.acked_at.is_not(None) & (uploads.acked_at <= acked_until)
     expired = uploads.acked_at.is_(None) & (uploads.expires_at <= now)
     some = select(uploads.file_id).where(acked | expired).limit(SWEPT_AT_ONCE)
-    was_acked = connection.execute(
-        delete(pending_uploads).where(uploads.file_id.in_(some)).returning(uploads.acked_at.is_not(None))
+    # The column and not "acked_at IS NOT NULL": that is always true in a RETURNING of SQLite 3.40.
+    when = connection.execute(
+        delete(pending_uploads).where(uploads.file_id.in_(some)).returning(uploads.acked_at)
     ).scalars()
-    counts = [bool(one) for one in was_acked]
+    counts = [acked_at is not None for acked_at in when]
     return Swept(acked=sum(counts), expired=len(counts) - sum(counts))

@@ -85,7 +85,7 @@ class Spool:
 
 
 async def receive(
-    stream: AsyncIterator[bytes], content_type: str, spool: Spool, *, max_file_bytes: int, max_request_bytes: int
+    stream: AsyncIterator[bytes], boundary: bytes, spool: Spool, *, max_file_bytes: int, max_request_bytes: int
 ) -> list[ReceivedFile]:
     """The files of a body, their bytes in the spool.
 
@@ -93,7 +93,7 @@ async def receive(
         Refusal: 400 or 413, by the table of the contract; 500, the spool's disk is full or broken.
     """
     try:
-        form = _Form(_boundary(content_type), max_file_bytes)
+        form = _Form(boundary, max_file_bytes)
         async for data in capped(stream, max_request_bytes):
             form.feed(data)
             if len(form.unwritten) >= WRITE_BYTES:
@@ -127,10 +127,15 @@ def too_long(max_bytes: int) -> Refusal:
     return Refusal(400, MALFORMED, extra={"max": max_bytes})
 
 
-def _boundary(content_type: str) -> bytes:
+def boundary_of(content_type: str) -> bytes:
+    """What separates the parts of a form, by its Content-Type.
+
+    Raises:
+        Refusal: 400, it is no form.
+    """
     kind, options = parse_options_header(content_type)
     boundary = options.get(b"boundary", b"")
-    if kind != b"multipart/form-data" or not boundary:
+    if kind != b"multipart/form-data" or not boundary or not content_type.isascii():
         raise Refusal(400, MALFORMED)
     return boundary
 

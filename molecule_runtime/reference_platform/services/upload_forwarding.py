@@ -29,6 +29,8 @@ INGEST_PATH = "/internal/chat/uploads/ingest"
 left out; the workspace runtime of the existing platform listens here."""
 TIMEOUT_S = 300
 """Seconds for the whole exchange, the user's own sending included."""
+UNREACHABLE = "workspace unreachable"
+"""The sender learns no more: the reason would tell it about the platform's own network."""
 SECRET_RETRY_S = 30
 """Seconds until an agent has read its new secret, which comes with the answer to its next heartbeat (contract 5.1)."""
 
@@ -74,8 +76,10 @@ class UploadForwarder:
             case Answered(status=status, body=body):
                 return _reply(status, body)
             case Unreachable(reason=reason) | Unanswered(reason=reason) | Unreadable(reason=reason):
-                log.info("uploads.forward_failed", workspace_id=workspace_id, outcome=type(outcome).__name__)
-                raise Refusal(502, "workspace unreachable", extra={"detail": reason})
+                log.info(
+                    "uploads.forward_failed", workspace_id=workspace_id, outcome=type(outcome).__name__, detail=reason
+                )
+                raise Refusal(502, UNREACHABLE)
             case _:
                 assert_never(outcome)
 
@@ -92,7 +96,7 @@ def _reply(status: int, body: bytes) -> AgentReply:
     answer = json_object(body)
     if status < 300:
         if answer is None:
-            raise Refusal(502, "workspace unreachable", extra={"detail": "its answer is not a JSON object"})
+            raise Refusal(502, UNREACHABLE)
         return AgentReply(status, answer)
     error = None if answer is None else answer.get("error")
     if answer is None or not isinstance(error, str) or not error:
