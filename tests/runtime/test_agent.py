@@ -14,6 +14,7 @@ from molecule_runtime import Agent, Settings
 from molecule_runtime.errors import AttachmentRefused, MessageUnknown, StateDirUnwritable, Unreachable
 from molecule_runtime.wire.registry import WorkspaceStatus
 from tests.support.platform import PlatformProcess, eventually, no_platform
+from tests.support.uploads import drop
 
 SOON_S = 10.0
 """A message takes milliseconds; a busy machine is given seconds."""

@@ -52,6 +52,10 @@ class Plan:
     longest_s: float
     takes_messages: bool = True
     """Without it an agent is only there: it beats, or reads the feed, or waits to do so."""
+    max_statement: int = MAX_STATEMENT
+    """Who is to die from inside dies before one of so many statements of SQL ..."""
+    statements: str = ""
+    """... that begin so."""
 
 
 @dataclass(frozen=True)
@@ -96,15 +100,22 @@ class Crew:
 
     def be_gentle(self) -> None:
         """Kill nobody any more; a life that is to die at a statement still does."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(b"gentle\n")
-        self._process.stdin.flush()
+        self._tell("gentle")
+
+    def kill_now(self) -> None:
+        """Kill whoever lives at this moment, and go on as before."""
+        self._tell("kill")
 
     def end(self) -> None:
         """Kill every agent, and wait until all are gone."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         assert self._process.wait(30) == 0
+
+    def _tell(self, word: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{word}\n".encode())
+        self._process.stdin.flush()
 
     def lives(self) -> dict[int, Life]:
         """Every agent so far, by number."""
@@ -131,12 +142,13 @@ def append_to(file: Path) -> Callable[[dict[str, Any]], None]:
     return append
 
 
-def die_before_statement(number: int) -> None:
-    """Kill this process at its n-th statement of SQL: inside a page, between a lease and its commit, anywhere."""
+def die_before_statement(number: int, beginning: str) -> None:
+    """Kill this process at its n-th statement of SQL that begins so: inside a page, between a lease and its commit,
+    anywhere."""
     connect, left = sqlite3.connect, [number]
 
-    def count(_statement: str) -> None:
-        left[0] -= 1
+    def count(statement: str) -> None:
+        left[0] -= statement.startswith(beginning)
         if left[0] <= 0:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -177,13 +189,13 @@ async def live(number: int, append: Callable[[dict[str, Any]], None], *, takes_m
 def be_born(plan: Plan, number: int, chance: random.Random, *, is_gentle: bool) -> tuple[int, float | None]:
     """Fork an agent; its pid, and when it is to be killed from outside."""
     from_inside = chance.random() < 0.5
-    statement, lasts_s = chance.randint(1, MAX_STATEMENT), chance.uniform(0, plan.longest_s)
+    statement, lasts_s = chance.randint(1, plan.max_statement), chance.uniform(0, plan.longest_s)
     pid = os.fork()
     if pid:
         return pid, None if is_gentle else time.monotonic() + lasts_s
     try:
         if from_inside and not is_gentle:
-            die_before_statement(statement)
+            die_before_statement(statement, plan.statements)
         append = append_to(Path(plan.records) / f"life-{number}")
         try:
             asyncio.run(live(number, append, takes_messages=plan.takes_messages))
@@ -200,7 +212,7 @@ def main() -> int:
     append = append_to(Path(plan.records) / "lives")
     living: dict[int, tuple[Life, float | None]] = {}
     born = 0
-    is_gentle = is_over = False
+    is_gentle = is_over = is_now = False
     while not is_over or living:
         while not is_over and len(living) < plan.size:
             began = time.monotonic()
@@ -210,13 +222,16 @@ def main() -> int:
             born += 1
         now = time.monotonic()
         for pid, (_, ends) in living.items():
-            if is_over or (ends is not None and ends <= now and not is_gentle):
+            if is_over or is_now or (ends is not None and ends <= now and not is_gentle):
                 os.kill(pid, signal.SIGKILL)
         while living and (pid := os.waitpid(-1, os.WNOHANG)[0]):
             life, _ = living.pop(pid)
             append(asdict(life) | {"died": time.monotonic()})
+        is_now = False
         if select.select([sys.stdin], [], [], 0.01)[0]:
-            is_gentle, is_over = True, not os.read(0, 64)
+            said = os.read(0, 64)
+            is_now, is_over = b"kill" in said, not said
+            is_gentle = is_gentle or is_over or b"gentle" in said
     return 0
 
 
