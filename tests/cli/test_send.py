@@ -93,12 +93,7 @@ def test_files_go_both_ways(platform_process: PlatformProcess, settings: dict[st
     assert send("again", "--file", str(tmp_path / "b.bin"), **settings, **state).returncode == 0
     assert os.listdir(tmp_path / "state" / workspace_id) == ["token"]  # no inbox is made where there is none
     rows = [row["method"] for row in reversed(platform_process.activity(workspace_id))]
-    assert rows == [
-        "notify",
-        "chat_upload_receive",
-        "message/send",
-        "notify",
-    ]  # the user's file arrives, the agent's does not
+    assert rows == ["notify", "chat_upload_receive", "message/send", "notify"]  # only the user's file arrives
 
 
 def test_what_cannot_be_sent_is_said_in_a_sentence(settings: dict[str, str], tmp_path: Path) -> None:
