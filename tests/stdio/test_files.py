@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import random
 import resource
@@ -161,6 +162,7 @@ def test_64_files_with_the_worst_of_names_in_one_message(
         )
         message = host.call("wait_for_message", 40, timeout_secs=35)["message"]
         right_on_the_disk(message, contents, files_dir(state, settings))
+        assert json.loads(Path(message["attachments_path"]).read_text()) == message["attachments"]
         for attachment in message["attachments"]:
             assert 0 < len(attachment["name"]) <= 100
             assert not [char for char in attachment["name"] if unicodedata.category(char) in {"Cc", "Cf", "Zl", "Zp"}]
