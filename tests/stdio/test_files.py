@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import random
 import resource
@@ -23,7 +24,7 @@ import pytest
 
 from tests.support.crew import Crew, Plan
 from tests.support.host import CONSOLE_SCRIPT, Host
-from tests.support.link import Gate, Link
+from tests.support.link import Echo, Gate, Link
 from tests.support.platform import PlatformProcess, eventually
 from tests.support.uploads import (
     all_acked,
@@ -161,6 +162,7 @@ def test_64_files_with_the_worst_of_names_in_one_message(
         )
         message = host.call("wait_for_message", 40, timeout_secs=35)["message"]
         right_on_the_disk(message, contents, files_dir(state, settings))
+        assert json.loads(Path(message["attachments_path"]).read_text()) == message["attachments"]
         for attachment in message["attachments"]:
             assert 0 < len(attachment["name"]) <= 100
             assert not [char for char in attachment["name"] if unicodedata.category(char) in {"Cc", "Cf", "Zl", "Zp"}]
@@ -384,6 +386,14 @@ def test_two_servers_fetch_a_file_once_and_one_goes_on_when_the_other_is_killed(
                 assert len(stored(state, settings)) == 3
 
 
+def online(host: Host) -> None:
+    eventually(
+        lambda: host.call("runtime_status")["workspaces"][0]["presence"]["state"],
+        within_s=10,
+        until=lambda state: state == "online",
+    )
+
+
 def owns_the_inbox(host: Host) -> bool:
     owner = host.call("runtime_status")["workspaces"][0]["owner"]
     return bool(owner["inbox"])
@@ -442,3 +452,33 @@ def test_a_message_is_pushed_when_its_files_are_here_or_after_30_s(
             until=lambda found: statuses(found) == ["staged", "staged"],
         )
         right_on_the_disk(message, [slow, b"1"], files_dir(state, settings))
+
+
+def test_a_file_that_the_agent_sent_itself_does_not_come_back_as_the_users(
+    platform_process: PlatformProcess, settings: Settings, tmp_path: Path
+) -> None:
+    """R9, contract 5.7: some platforms put it into the sender's inbox, even before the upload is answered."""
+    workspace_id, state = settings["WORKSPACE_ID"], tmp_path / "state"
+    outbox = tmp_path / "outbox"
+    outbox.mkdir()
+    (outbox / "own.bin").write_bytes(noise(30_000))
+    with (
+        Echo(platform_process.port) as link,
+        session(settings | {"PLATFORM_URL": link.url}, state, MOLECULE_ATTACHMENT_ROOTS=str(outbox)) as host,
+    ):
+        online(host)
+        sent = host.call("send_message_to_user", message="here", attachments=[str(outbox / "own.bin")])
+        (own,) = sent["attachments"]
+        rows = [row["method"] for row in platform_process.activity(workspace_id)]
+        assert "chat_upload_receive" in rows
+        (users,) = drop(platform_process, workspace_id, [("own.bin", noise(30_000))], "one of mine")
+        message = host.call("wait_for_message", timeout_secs=15)["message"]
+        right_on_the_disk(message, [noise(30_000)], files_dir(state, settings))
+        all_acked(platform_process, settings, [users])
+        host.call("inbox_pop", activity_id=message["activity_id"])
+        assert host.call("inbox_peek")["total"] == 0
+        assert {each.file_id for each in link.downloads()} == {file_id(users)}
+        acks = [each.path for each in link.exchanges if each.path.endswith("/ack")]
+        assert acks == [f"/workspaces/{workspace_id}/pending-uploads/{file_id(users)}/ack"]
+        assert content_status(platform_process, settings, own) == 200
+        assert len(stored(state, settings)) == 1

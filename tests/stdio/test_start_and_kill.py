@@ -109,9 +109,9 @@ def test_200_starts_and_kills_leave_nothing_behind(platform_process: PlatformPro
         left = sorted(str(path.relative_to(state)).replace(workspace_id, "ID") for path in state.rglob("*"))
         (own_lock,) = [name for name in left if name.startswith("ID/sessions/")]
         assert left == sorted([
-            "ID", "ID/beat.lock", "ID/inbox.lock", "ID/inbox.sqlite3", "ID/inbox.sqlite3-shm", "ID/inbox.sqlite3-wal",
-            "ID/platform_inbound_secret", "ID/sessions", "ID/sessions.lock", "ID/texts", own_lock,
-            "log", "log/molecule-mcp.log",
+            "ID", "ID/beat.lock", "ID/files", "ID/inbox.lock", "ID/inbox.sqlite3", "ID/inbox.sqlite3-shm",
+            "ID/inbox.sqlite3-wal", "ID/platform_inbound_secret", "ID/sessions", "ID/sessions.lock", "ID/texts",
+            own_lock, "log", "log/molecule-mcp.log",
         ])  # fmt: skip
         host.kill()
     assert processes_with(mark) == []

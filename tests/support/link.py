@@ -18,6 +18,7 @@ from typing import Self
 PIECE_BYTES = 64 * 1024
 PIECE_S = 0.02
 HEAD_BYTES = 64 * 1024
+READ_WITHIN_S = 15.0
 _END = b"\r\n\r\n"
 
 
@@ -221,6 +222,33 @@ class Gate(Link):
     async def before_answer(self, asked: Exchange) -> None:
         while asked.file_id and (self._kept is None or asked.file_id in self._kept):
             await self._is_moved.wait()
+
+
+class Echo(Link):
+    """A link through which a platform cannot see who uploads: what the agent sends comes into its own inbox.
+
+    And it comes there first: the answer to the upload waits until the agent has read its inbox once more.
+    """
+
+    def forwarded(self, asked: Exchange, head: bytes) -> bytes:
+        if not _is_upload(asked):
+            return head
+        return b"\r\n".join(line for line in head.split(b"\r\n") if not line.lower().startswith(b"authorization:"))
+
+    async def before_answer(self, asked: Exchange) -> None:
+        if _is_upload(asked):
+            now, deadline = time.time(), time.monotonic() + READ_WITHIN_S
+            while not any(each.began > now and each.is_whole for each in self.exchanges if _is_inbox(each)):
+                assert time.monotonic() < deadline, "the agent did not read its inbox"
+                await asyncio.sleep(PIECE_S)
+
+
+def _is_upload(asked: Exchange) -> bool:
+    return asked.method == "POST" and asked.path.endswith("/chat/uploads")
+
+
+def _is_inbox(asked: Exchange) -> bool:
+    return asked.method == "GET" and asked.path.endswith("/activity")
 
 
 async def _pass_body(headers: dict[str, str], reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
