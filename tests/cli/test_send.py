@@ -18,7 +18,6 @@ from molecule_runtime.state import StateDir
 from tests.cli.terminal import COMMAND, Terminal
 from tests.runtime.support import TOKEN, WORKSPACE
 from tests.support.faulty import LARGE, HeldUploads
-from tests.support.faulty import said as answered
 from tests.support.platform import PlatformProcess, clean_env, eventually
 
 ROOT = Path(__file__).parents[2]
@@ -109,7 +108,6 @@ def test_what_cannot_be_sent_is_said_in_a_sentence(settings: dict[str, str], tmp
     by_file = {name: value for name, value in settings.items() if name != "MOLECULE_WORKSPACE_TOKEN"}
     by_file |= {"MOLECULE_WORKSPACE_TOKEN_FILE": str(token), "CONFIGS_DIR": str(tmp_path / "state")}
     cases = [
-        (send("x", "--file", str(tmp_path / "none"), **settings), 2, "there is no such file"),
         (send("x", "--file", str(token), **by_file), 2, "keeps its tokens"),
         (send("x", "--file", str(tmp_path / "link"), "--as-user", **by_file), 2, "keeps its tokens"),
         (send(" ", **settings), 2, "blank"),
@@ -178,16 +176,6 @@ def test_a_person_who_stops_an_upload_gets_the_terminal_back(held: HeldUploads, 
     assert "Traceback" not in screen
     assert screen.count("\x1b[?25l") == screen.count("\x1b[?25h")
     assert held.count("/notify") == 0
-
-
-def test_a_refusal_on_a_terminal_stands_below_no_bar(held: HeldUploads, large: Path, tmp_path: Path) -> None:
-    """Agent-side 2: two sentences, whatever was on the screen before."""
-    held.go_on.set()
-    held.play(lambda asked: answered(413, {"max": 1_000}) if asked.path.endswith("/chat/uploads") else None)
-    with Terminal("send", "here", "--file", str(large), CONFIGS_DIR=str(tmp_path / "s"), **env_of(held)) as terminal:
-        terminal.wait_for("at most 1,000 in one file")
-        assert terminal.exit_code(within_s=10) == 2
-        assert "Traceback" not in terminal.screen()
 
 
 def test_a_server_of_the_same_workspace_is_told_what_the_command_uploads(held: HeldUploads, tmp_path: Path) -> None:
