@@ -112,10 +112,11 @@ async def test_a_new_secret_is_kept_and_the_next_upload_goes_out_with_it(
     database.sql(f"UPDATE workspaces SET platform_inbound_secret = NULL WHERE id = '{member.id}'")
     status, answer = await post(platform, member, form(named("a")))
     assert (status, answer["retry_after_seconds"], agent.called) == (503, 30, [])
+    ((secret,),) = database.sql(f"SELECT platform_inbound_secret FROM workspaces WHERE id = '{member.id}'")
     beat = await platform.http.post("/registry/heartbeat", json={"workspace_id": member.id}, headers=member.headers)
     assert await post(platform, member, form(named("a"))) == (200, TAKEN)
     ((_, headers, _),) = agent.called
-    assert headers["authorization"] == f"Bearer {beat.json()['platform_inbound_secret']}"
+    assert headers["authorization"] == f"Bearer {beat.json()['platform_inbound_secret']}" == f"Bearer {secret}"
 
 
 ANSWERS: list[tuple[int, bytes, tuple[int, Any]]] = [

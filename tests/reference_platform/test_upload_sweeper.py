@@ -174,7 +174,7 @@ async def test_a_sweep_that_fails_is_counted_and_the_next_one_works(
 
 @asynccontextmanager
 async def blocked(store: Store) -> AsyncIterator[None]:
-    """Hold, as another process would, what a sweep needs: on SQLite the file, on PostgreSQL the sweepers' lock."""
+    """Hold what a sweep needs: on SQLite the writing thread, on PostgreSQL the lock of all sweepers."""
     reached, release = threading.Event(), threading.Event()
 
     def hold(connection: Connection) -> None:
@@ -195,7 +195,7 @@ async def blocked(store: Store) -> AsyncIterator[None]:
 
 
 async def test_a_sweep_that_cannot_end_is_given_up_at_its_deadline(
-    config: PlatformConfig, platform: Platform, database: Database, clock: ManualClock
+    platform: Platform, database: Database, clock: ManualClock
 ) -> None:
     """A blocked database costs one cycle, not the loop (contract 5.6)."""
     member = await platform.join()
@@ -205,8 +205,7 @@ async def test_a_sweep_that_cannot_end_is_given_up_at_its_deadline(
     sweeper = UploadSweeper(
         parts.pending_uploads, parts.metrics, clock, interval_s=300, acked_for=timedelta(), deadline_s=0.1
     )
-    other = Store(config.database_url)
-    async with blocked(other):
+    async with blocked(parts.store):
         loop = asyncio.create_task(sweeper.run())
         await until(counting(platform, (0, 0, 1)))
         assert stock(database)[0] == 1
@@ -219,7 +218,6 @@ async def test_a_sweep_that_cannot_end_is_given_up_at_its_deadline(
     await until(gone)
     loop.cancel()
     await asyncio.wait((loop,))
-    await other.close()
 
 
 async def test_very_many_files_go_in_portions(platform: Platform, database: Database, clock: ManualClock) -> None:

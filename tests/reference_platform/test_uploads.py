@@ -512,6 +512,26 @@ async def registered(url: str) -> Member:
         return Member(reply.json()["id"], reply.json()["connection"]["auth_token"])
 
 
+@only("sqlite")  # the wire is the matter, not the database
+async def test_the_rest_of_a_refused_body_is_read_within_limits(small: Platform) -> None:
+    """What is refused is read to its end, so that any server gets the answer out; what has no end is not (ours)."""
+    member = await small.join()
+    asked = 0
+
+    async def body(first: bytes, count: int) -> AsyncIterator[bytes]:
+        nonlocal asked
+        asked = 0
+        yield first.ljust(1000, b"x")
+        for _ in range(count):
+            asked += 1
+            yield b"x" * 1000
+
+    no_form, endless = b"rubbish", named("a")[:-3]
+    for first, count, read_out in ((no_form, 4, 4), (no_form, 1000, 6), (endless, 8, 8), (endless, 1000, 11)):
+        assert (await post(small, member, body(first, count)))[0] == 400
+        assert asked == read_out
+
+
 @only("sqlite")  # the connection is the matter, not the database
 async def test_a_client_that_is_still_sending_sees_the_refusal(config: PlatformConfig, database: Database) -> None:
     """Each refusal reaches a client that writes all of a large body before it reads (contract 5.1)."""

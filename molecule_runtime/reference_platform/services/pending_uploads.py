@@ -93,7 +93,7 @@ class PendingUploads(Protocol):
         """Note that the file has arrived; the first time is kept. False when it is not there any more."""
 
     async def sweep(self, acked_for: timedelta) -> Swept:
-        """Delete what was acked at least `acked_for` ago (less than nothing means now) and what expired unacked.
+        """Delete what was acked at least `acked_for` ago (nothing or less: all of it) and what expired unacked.
 
         A part of very many, so that others need not wait long for the store: call again until nothing is deleted.
         """
@@ -134,7 +134,7 @@ class UploadTables:
 
     async def sweep(self, acked_for: timedelta) -> Swept:
         now = self._clock.now()
-        return await self._store.write(_sweep, now - max(acked_for, timedelta()), now)
+        return await self._store.write(_sweep, now - acked_for, now)
 
 
 def _put(
