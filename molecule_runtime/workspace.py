@@ -43,13 +43,14 @@ from molecule_runtime.peers import PeerDirectory
 from molecule_runtime.presence import Presence, PresenceSnapshot, PresenceState
 from molecule_runtime.settings import Settings, WorkspaceSettings
 from molecule_runtime.state import WorkspaceState
-from molecule_runtime.text import safe_file_name
+from molecule_runtime.text import cut_code_points
 from molecule_runtime.upload_body import UploadProgress
 from molecule_runtime.wire._base import rfc3339
 
 JOURNAL_WAIT_S = 2.0
 """How long the first beat waits for the journal to be open: the canvas must see the agent within 4 s of its start."""
 JOURNAL_RETRY_S = 30.0
+NAMES_CODE_POINTS = 500
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -148,7 +149,10 @@ class Workspace:
 
     def waiting(self) -> int:
         """Messages that nobody has been handed yet."""
-        return self._mailbox.counts().new if self._mailbox is not None else 0
+        if self._mailbox is None:
+            return 0
+        counts = self._mailbox.counts()
+        return counts.new - counts.held
 
     async def take_unpushed(self, limit: int) -> list[dict[str, Any]]:
         """New messages to push; none unless this process reads the feed (agent-side 4: only the inbox owner pushes)."""
@@ -177,16 +181,14 @@ class Workspace:
             InvalidArgument: it has no file of this name.
         """
         mailbox = await self.mailbox()
-        await mailbox.attachments(activity_id)
-        journal, uploads = self._journal, self._uploads
-        if journal is None or uploads is None:
+        shown = await mailbox.attachments(activity_id)
+        if self._uploads is None:
             raise JournalUnusable(path="inbox", reason="it is not open yet")
-        records = await journal.off_loop(journal.files.of_message, activity_id)
-        chosen = [record for record in records if not name or record.name == safe_file_name(name)]
+        chosen = await mailbox.files_named(activity_id, name)
         if name and not chosen:
-            names = ", ".join(record.name for record in records) or "none that was uploaded"
-            raise InvalidArgument(argument="name", reason=f"the message has no file of this name; it has: {names}")
-        await uploads.fetch_now(chosen, within_s=within_s)
+            names = cut_code_points(", ".join(str(one["name"]) for one in shown), NAMES_CODE_POINTS)
+            raise InvalidArgument(argument="name", reason=f"no uploaded file of it has this name; it has: {names}")
+        await self._uploads.fetch_now(chosen, within_s=within_s)
         return await mailbox.attachments(activity_id)
 
     def absent_state(self) -> str | None:
@@ -344,7 +346,7 @@ class Workspace:
 
         async def held_no_longer() -> None:
             await self._clock.sleep(HELD_FOR_FILES_S)
-            mailbox.announce()
+            await self._file_changed(mailbox)
 
         poller = Poller(
             self.client,

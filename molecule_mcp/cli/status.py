@@ -14,6 +14,7 @@ import typer
 from molecule_mcp.cli import _output
 
 if TYPE_CHECKING:
+    from molecule_runtime.inbox.journal import Counts
     from molecule_runtime.survey import LogLine, Told, WorkspaceFacts
 
 _COLOURS = {"online": "green", "starting": "yellow", "stopped": "dim"}
@@ -73,11 +74,18 @@ def _workspace_json(one: WorkspaceFacts) -> dict[str, Any]:
             "last_ok_at": one.last_ok_at,
             "last_error": one.last_error,
         },
-        "inbox": dataclasses.asdict(one.counts) if one.counts is not None else None,
+        "inbox": _inbox(one.counts) if one.counts is not None else None,
         "inbox_error": one.trouble,
         "owner": {"beat_pid": one.beat_pid, "inbox_pid": one.inbox_pid},
         "platform": {"status": one.platform_status, "error": one.platform_error} if asked else None,
     }
+
+
+def _inbox(counts: Counts) -> dict[str, int]:
+    """As in runtime_status."""
+    shown = dataclasses.asdict(counts)
+    del shown["held"]
+    return shown
 
 
 def _show(told: Told, found: list[WorkspaceFacts], log_file: Path, problems: list[LogLine]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from molecule_runtime.inbox.classify import FilePart
 from molecule_runtime.inbox.files import FileRecord, FileState
-from molecule_runtime.text import cut_code_points, shown_file_name
+from molecule_runtime.text import cut_code_points, printable, safe_file_name, shown_file_name
 from molecule_runtime.wire.uploads import parse_pending_uri
 
 OWN_FILE = "this workspace sent this file itself"
@@ -17,6 +17,7 @@ OLD = "it came before this version of molecule-mcp and was not fetched"
 ELSEWHERE = "only files uploaded to the canvas are fetched; this one is at {uri}"
 OF_ANOTHER = "it waits on the platform for another workspace, whose files cannot be read from here"
 INSIDE = "it names no place to fetch it from; files sent inside a message are not stored"
+URI_CODE_POINTS = 300
 _MEDIA_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,127}/[A-Za-z0-9!#$&^_.+-]{1,127}")
 
 
@@ -24,6 +25,12 @@ def shown_attachments(parts: Sequence[FilePart], records: Iterable[FileRecord]) 
     """The attachments of a message, in the order in which it names them."""
     known = {record.file_id: record for record in records}
     return [_shown(part, known.get(part.file_id) if part.file_id is not None else None) for part in parts]
+
+
+def named(name: str, parts: Iterable[FilePart], records: Sequence[FileRecord]) -> list[FileRecord]:
+    """The files of a message that are called so: as it is shown, as the sender wrote it, or as it lies on the disk."""
+    ids = {part.file_id for part in parts if name in (part.name, shown_file_name(part.name))}
+    return [record for record in records if record.file_id in ids or record.name == safe_file_name(name)]
 
 
 def shown_records(records: Iterable[FileRecord]) -> list[dict[str, Any]]:
@@ -65,4 +72,4 @@ def _why_unknown(part: FilePart) -> str:
         return INSIDE
     if parse_pending_uri(part.uri) is not None:
         return OF_ANOTHER
-    return ELSEWHERE.format(uri=cut_code_points(shown_file_name(part.uri)))
+    return ELSEWHERE.format(uri=cut_code_points(printable(part.uri), URI_CODE_POINTS))

@@ -14,7 +14,7 @@ from typing import Any
 from molecule_runtime.wire._base import rfc3339
 from molecule_runtime.wire.a2a import Method, joined_text
 from molecule_runtime.wire.activity import ActivityRow
-from molecule_runtime.wire.uploads import parse_pending_uri
+from molecule_runtime.wire.uploads import MAX_FILES, parse_pending_uri
 
 MAX_SIZE = 2**53 - 1
 """The largest whole number that every reader of JSON agrees on."""
@@ -44,7 +44,10 @@ class FilePart:
 
 @dataclass(frozen=True)
 class Message:
-    """Something for the agent. `created_at` is RFC3339; `peer_id` is "" for the user."""
+    """Something for the agent. `created_at` is RFC3339; `peer_id` is "" for the user.
+
+    `files_left_out` counts those that it names beyond what a platform takes in one message.
+    """
 
     activity_id: str
     kind: Kind
@@ -54,6 +57,7 @@ class Message:
     method: str
     delegation_id: str | None = None
     files: tuple[FilePart, ...] = ()
+    files_left_out: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -105,7 +109,8 @@ def classify(row: ActivityRow, *, own_id: str) -> Classified:
         created_at=rfc3339(row.created_at),
         method=row.method or "",
         delegation_id=_delegation_id(row.request_body),
-        files=files,
+        files=files[:MAX_FILES],
+        files_left_out=max(0, len(files) - MAX_FILES),
     )
 
 

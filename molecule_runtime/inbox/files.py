@@ -19,6 +19,8 @@ from molecule_runtime.text import safe_file_name
 
 RECORD_KEPT_S = 8 * 86_400
 """Longer than the largest window of the feed that is ever read again (7 days)."""
+LONGEST_WAIT_S = 301.0
+"""No attempt is put off for longer: a time beyond was written before the clock was set back, and is due."""
 UNNAMED_KEPT_S = 86_400.0
 """How long a file waits for a message that names it before it counts as handled."""
 
@@ -63,6 +65,10 @@ WAITS_FOR_A_FILE = (
 _ECHO_OF_OURS = (
     "EXISTS (SELECT 1 FROM sendings WHERE sendings.name = files.name AND sendings.size = files.size"
     " AND sendings.began_at <= files.received_at AND sendings.until > :now)"
+)
+_IN_AN_OPEN_MESSAGE = (
+    "EXISTS (SELECT 1 FROM message_files JOIN messages USING (activity_id)"
+    " WHERE message_files.file_id = files.file_id AND messages.state != 'handled')"
 )
 _FIELDS = "file_id, state, name, mime_type, size, reason, attempt, path, sha256"
 _DONE = (
@@ -131,16 +137,20 @@ class Files:
         names = ", ".join(f"'{state.value}'" for state in states)
         with self._reading() as db:
             rows = db.execute(
-                f"SELECT {_FIELDS} FROM files WHERE next_at <= :now AND state IN ({names})"
+                f"SELECT {_FIELDS} FROM files WHERE (next_at <= :now OR next_at > :never) AND state IN ({names})"
                 f" AND NOT (state = 'pending' AND {_ECHO_OF_OURS}) ORDER BY attempt, ord LIMIT :limit",
-                {"now": now, "limit": limit + len(besides)},
+                {"now": now, "never": now + LONGEST_WAIT_S, "limit": limit + len(besides)},
             ).fetchall()
         return [record for row in rows if (record := _record(row)).file_id not in besides][:limit]
 
-    def next_due_at(self) -> float | None:
-        """When something is due next; None when nothing ever is."""
+    def next_due_at(self, now: float) -> float | None:
+        """When something that is not due now will be; None when nothing ever is."""
         with self._reading() as db:
-            row = db.execute("SELECT MIN(next_at) FROM files WHERE next_at IS NOT NULL").fetchone()
+            row = db.execute(
+                "SELECT MIN(next_at) FROM (SELECT next_at FROM files WHERE next_at > :now UNION ALL"
+                " SELECT :now + 1 FROM sendings WHERE until > :now)",  # what it holds back is looked at each second
+                {"now": now},
+            ).fetchone()
         return float(row[0]) if row[0] is not None else None
 
     def stage(self, file_id: str, *, path: str, size: int, sha256: str, now: float) -> bool:
@@ -230,12 +240,15 @@ class Files:
             rows = db.execute(_DONE, {"before": before, "unnamed": UNNAMED_KEPT_S}).fetchall()
         return [Removable(file_id, path, size) for file_id, path, size, _ in rows]
 
-    def removed(self, file_id: str, *, now: float) -> None:
-        """The file is no longer on the disk."""
+    def give_up(self, file_id: str, *, now: float) -> bool:
+        """Whether the file may go: from then on it counts as removed. False when a message has named it meanwhile."""
         with self._writing() as db:
-            db.execute(
-                "UPDATE files SET state = 'removed', path = NULL, removed_at = ? WHERE file_id = ?", (now, file_id)
+            done = db.execute(
+                "UPDATE files SET state = 'removed', path = NULL, removed_at = ?"
+                f" WHERE file_id = ? AND state = 'staged' AND NOT {_IN_AN_OPEN_MESSAGE}",
+                (now, file_id),
             )
+        return done.rowcount > 0
 
     def known_paths(self) -> set[str]:
         with self._reading() as db:
@@ -246,7 +259,8 @@ class Files:
         with self._writing() as db:
             db.execute(
                 "DELETE FROM files WHERE received_at < :old AND (state = 'sent' OR state = 'removed'"
-                " AND removed_at < :old OR state = 'failed' AND next_at IS NULL)",
+                " AND removed_at < :old OR state = 'failed' AND next_at IS NULL)"
+                f" AND NOT {_IN_AN_OPEN_MESSAGE}",
                 {"old": now - RECORD_KEPT_S},
             )
             db.execute("DELETE FROM message_files WHERE file_id NOT IN (SELECT file_id FROM files)")

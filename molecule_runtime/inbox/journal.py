@@ -118,12 +118,13 @@ class Position:
 
 @dataclass(frozen=True)
 class Counts:
-    """Messages by state, and the files that are still to come."""
+    """Messages by state, and the files that are still to come. `held` are those of the new that wait for theirs."""
 
     new: int = 0
     leased: int = 0
     parked: int = 0
     files_pending: int = 0
+    held: int = 0
 
 
 @dataclass(frozen=True)
@@ -371,11 +372,16 @@ class Journal:
             rows = db.execute("SELECT activity_id FROM messages WHERE state != 'handled'").fetchall()
         return {activity_id for (activity_id,) in rows}
 
-    def counts(self) -> Counts:
+    def counts(self, now: float | None = None) -> Counts:
+        """The counts; of messages that are held only with the time of now."""
         with self._reading() as db:
             rows = db.execute("SELECT state, COUNT(*) FROM messages WHERE state != 'handled' GROUP BY state").fetchall()
-            (files_pending,) = db.execute("SELECT COUNT(*) FROM files WHERE state = 'pending'").fetchone()
-        return Counts(**dict(rows), files_pending=files_pending)
+            (pending,) = db.execute("SELECT COUNT(*) FROM files WHERE state = 'pending'").fetchone()
+            held = 0
+            if pending and now is not None:
+                query = f"SELECT COUNT(*) FROM messages WHERE state = 'new' AND {_HELD}"
+                (held,) = db.execute(query, (now,)).fetchone()
+        return Counts(**dict(rows), files_pending=pending, held=held)
 
     # the owners
 
@@ -474,7 +480,12 @@ def _look_at(turn: asyncio.Future[Any]) -> None:
 
 
 _ENTRY = "ord, body, state, attempt, pushed_to"
-_OFFERED = f"state = 'new' AND (held_until IS NULL OR held_until <= ? OR NOT {files.WAITS_FOR_A_FILE})"
+# A message held for longer than it can be was held before the clock was set back.
+_HELD = (
+    f"(held_until IS NOT NULL AND held_until - ? BETWEEN 0.000001 AND {HELD_FOR_FILES_S + 1}"
+    f" AND {files.WAITS_FOR_A_FILE})"
+)
+_OFFERED = f"state = 'new' AND NOT {_HELD}"
 
 
 def _entries(db: sqlite3.Connection, rows: Sequence[tuple[int, str, str, int, str | None]]) -> list[Entry]:

@@ -21,7 +21,8 @@ import structlog
 
 from molecule_runtime.clock import Clock, wait_for_event
 from molecule_runtime.errors import InvalidArgument, JournalUnusable, LocalStateError, MessageUnknown
-from molecule_runtime.inbox.attachments import shown_attachments, shown_records
+from molecule_runtime.inbox.attachments import named, shown_attachments, shown_records
+from molecule_runtime.inbox.files import FileRecord
 from molecule_runtime.inbox.journal import Counts, Entry, Journal
 from molecule_runtime.peers import PeerDirectory
 from molecule_runtime.state import OwnerLock, WorkspaceState
@@ -39,7 +40,7 @@ QUIET_LOOK_EVERY_S = 10.0
 and nobody could tell the difference."""
 MANY_ATTACHMENTS = 20
 """A longer list goes to a file, too: in a host that cuts results only its ends would be seen."""
-SENDING_LASTS_S = 1_800.0
+SENDING_LASTS_S = 7_200.0
 """Longer than any upload of ours: after that a kill has ended it, and what it left is nobody's."""
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -104,7 +105,7 @@ class Mailbox:
             files = {file.stem for file in self._state.sessions.glob("*.lock")} if is_guarded else set()
             self._release_dead(files | self._journal.lease_holders())
         self._clear_texts()
-        self._counts = self._journal.counts()
+        self._counts = self._journal.counts(self._now())
 
     def close_session(self) -> None:
         """Give back what is still in hand and let go of the lock; a kill does the same, only later."""
@@ -186,13 +187,12 @@ class Mailbox:
 
     async def take_unpushed(self, limit: int) -> list[dict[str, Any]]:
         """New messages that this process has not pushed to its host yet; they stay open for whoever takes them."""
-        now = self._clock.now().timestamp()
-        entries = await self._journal.off_loop(self._journal.take_unpushed, self.session, limit, now=now)
+        entries = await self._journal.off_loop(self._journal.take_unpushed, self.session, limit, now=self._now())
         return [self._view(entry) for entry in entries]
 
     async def pop(self, activity_id: str) -> bool:
         """Mark a message as handled, whoever holds it; False when it was already, or never was."""
-        done = await self._journal.off_loop(self._journal.handle, activity_id, now=self._clock.now().timestamp())
+        done = await self._journal.off_loop(self._journal.handle, activity_id, now=self._now())
         for file in (self._text_file(activity_id), self._list_file(activity_id)):
             file.unlink(missing_ok=True)
         await self.recount()
@@ -223,6 +223,12 @@ class Mailbox:
             raise MessageUnknown(activity_id=activity_id)
         return shown_records(records)
 
+    async def files_named(self, activity_id: str, name: str) -> list[FileRecord]:
+        """Those of a message's files that were uploaded, or only the ones of this name."""
+        entry = await self._journal.off_loop(self._journal.find, activity_id)
+        records = await self._journal.off_loop(self._journal.files.of_message, activity_id)
+        return named(name, entry.message.files if entry is not None else (), records) if name else records
+
     @asynccontextmanager
     async def sending(self, files: Sequence[tuple[str, int]]) -> AsyncIterator[list[str]]:
         """Held while files (cleaned name, size in bytes) are uploaded; the caller adds the ids that they are given.
@@ -230,7 +236,7 @@ class Mailbox:
         Some platforms show an upload to its sender as if the user had sent it: such an echo is not fetched, not acked
         and not shown. A journal that fails is no failure of the upload.
         """
-        key, now = uuid.uuid4().hex, self._clock.now().timestamp()
+        key, now = uuid.uuid4().hex, self._now()
         records = self._journal.files
         try:
             await self._journal.off_loop(records.begin_sending, key, files, now=now, until=now + SENDING_LASTS_S)
@@ -262,7 +268,7 @@ class Mailbox:
             self._answering.discard(activity_id)
 
     async def _lease(self, key: str) -> Entry | None:
-        now = self._clock.now().timestamp()
+        now = self._now()
         entry = await self._journal.off_loop(
             self._journal.lease, session=self.session, key=key, until=now + self._lease_s, now=now
         )
@@ -270,10 +276,13 @@ class Mailbox:
             await self.recount()
         return entry
 
+    def _now(self) -> float:
+        return self._clock.now().timestamp()
+
     async def recount(self) -> None:
         """Renew the counts. What was done before stands, so a failure here is not the caller's."""
         try:
-            self._counts = await self._journal.off_loop(self._journal.counts)
+            self._counts = await self._journal.off_loop(self._journal.counts, self._now())
         except JournalUnusable as error:
             log.debug("mailbox.recount_failed", detail=str(error))
 
@@ -302,7 +311,7 @@ class Mailbox:
         others = self._journal.lease_holders() - {self.session}
         released = self._release_dead(others)
         self._others_hold = bool(others)
-        self._counts = self._journal.counts()
+        self._counts = self._journal.counts(self._now())
         return released
 
     def _release_dead(self, sessions: Iterable[str]) -> int:
@@ -354,6 +363,8 @@ class Mailbox:
             "pushed": entry.pushed_to == self.session,
             "delegation_id": message.delegation_id,
         }
+        if message.files_left_out:
+            view["attachments_left_out"] = message.files_left_out
         if len(view["attachments"]) > MANY_ATTACHMENTS:
             view["attachments_path"] = self._whole_list(entry, view["attachments"])
         if len(message.text) > TEXT_CODE_POINTS:
@@ -372,8 +383,10 @@ class Mailbox:
         """The path of a file with the attachments as they are now, for hosts that cut long results."""
         file = self._list_file(entry.message.activity_id)
         try:
-            self._state.write_private(file, json.dumps(attachments, ensure_ascii=False, indent=1) + "\n")
-        except LocalStateError as error:
+            listed = json.dumps(attachments, ensure_ascii=False, indent=1) + "\n"
+            if not file.exists() or file.read_text(encoding="utf-8") != listed:
+                self._state.write_private(file, listed)
+        except (LocalStateError, OSError, ValueError) as error:
             log.warning("mailbox.list_not_written", detail=str(error))
             return None
         return os.fspath(file)

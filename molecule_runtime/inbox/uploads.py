@@ -40,7 +40,7 @@ from molecule_runtime.errors import (
     Unavailable,
     outcome,
 )
-from molecule_runtime.inbox.files import FileRecord, FileState
+from molecule_runtime.inbox.files import FileRecord, FileState, Removable
 from molecule_runtime.inbox.journal import Journal
 from molecule_runtime.retry import FILES
 from molecule_runtime.text import safe_file_name
@@ -102,6 +102,7 @@ class Uploads:
         self._fetching: dict[str, asyncio.Event] = {}
         self._acking: set[str] = set()
         self._slots = asyncio.Semaphore(AT_A_TIME)
+        self._hands = asyncio.Semaphore(AT_A_TIME // 2)  # the other places are for messages that come meanwhile
         self._by_hand: set[asyncio.Future[None]] = set()
         self._reserved_bytes = 0
         self._room = asyncio.Lock()
@@ -112,8 +113,11 @@ class Uploads:
 
     async def hasten(self) -> None:
         """The platform is back: what waits for another attempt is due now."""
-        if await self._journal.off_loop(self._journal.files.hasten, self._now()):
-            self.kick()
+        try:
+            if await self._journal.off_loop(self._journal.files.hasten, self._now()):
+                self.kick()
+        except JournalUnusable as error:
+            log.warning("uploads.journal_failed", detail=str(error))
 
     async def run(self) -> None:
         """Fetch what is due, until cancelled; only the process that reads the feed does. No failure ends it."""
@@ -145,10 +149,9 @@ class Uploads:
             if record.file_id not in self._fetching:
                 self._fetching[record.file_id] = asyncio.Event()
                 tasks.start_soon(self._work, record)
-        if self._acking or self._fetching:
-            return RETRY_LATER_S  # whatever ends looks again
-        next_at = await self._journal.off_loop(files.next_due_at)
-        return RETRY_LATER_S if next_at is None else min(max(1.0, next_at - self._now()), RETRY_LATER_S)
+        # What is due and has not begun waits for a place, and whatever ends looks again.
+        next_at = await self._journal.off_loop(files.next_due_at, now)
+        return RETRY_LATER_S if next_at is None else min(next_at - now, RETRY_LATER_S)
 
     async def fetch_now(self, records: Iterable[FileRecord], *, within_s: float) -> None:
         """Try files that are not here yet, at once; their records say how that went.
@@ -163,6 +166,10 @@ class Uploads:
             await asyncio.wait(tries, timeout=within_s)
 
     async def _fetch_now(self, record: FileRecord) -> None:
+        async with self._hands:
+            await self._fetch_by_hand(record)
+
+    async def _fetch_by_hand(self, record: FileRecord) -> None:
         underway = self._fetching.get(record.file_id)
         if underway is not None:
             await underway.wait()
@@ -191,7 +198,7 @@ class Uploads:
             await self._clock.sleep(1.0)  # it is still due, and a full disk is not asked in a circle
         except Exception as bug:
             log.exception("uploads.attempt_crashed", file_id=record.file_id, error=type(bug).__name__)
-            await self._clock.sleep(RETRY_LATER_S)
+            await self._crashed(record, bug)
         finally:
             self._fetching.pop(record.file_id).set()
             self.kick()
@@ -224,6 +231,7 @@ class Uploads:
         state = FileState.FAILED if is_final or is_ours or failures >= PATIENCE else FileState.PENDING
         asked_s = error.retry_after_s if isinstance(error, Unavailable) else None
         wait_s = FILES.delay(failures, retry_after_s=asked_s) if state is FileState.PENDING else RETRY_LATER_S
+        wait_s = min(wait_s, RETRY_LATER_S)
         tell = log.warning if record.state is not state or failures == 1 else log.info
         tell("uploads.failed", file_id=record.file_id, error=type(error).__name__, detail=str(error), attempt=failures)
         await self._journal.off_loop(
@@ -233,6 +241,17 @@ class Uploads:
             reason=str(error),
             next_at=None if is_final else self._now() + wait_s,
         )
+
+    async def _crashed(self, record: FileRecord, bug: Exception) -> None:
+        reason = f"The attempt failed inside molecule-mcp ({type(bug).__name__}); its log has the details."
+        with suppress(JournalUnusable):
+            await self._journal.off_loop(
+                self._journal.files.miss,
+                record.file_id,
+                state=FileState.FAILED,
+                reason=reason,
+                next_at=self._now() + RETRY_LATER_S,
+            )
 
     async def _ack(self, record: FileRecord) -> None:
         try:
@@ -245,14 +264,18 @@ class Uploads:
             await self._journal.off_loop(self._journal.files.acked, record.file_id)
         except MoleculeError as error:
             log.info("uploads.ack_failed", file_id=record.file_id, error=type(error).__name__, detail=str(error))
-            wait_s = min(FILES.delay(record.attempt + 1), RETRY_LATER_S)
-            with suppress(JournalUnusable):
-                await self._journal.off_loop(
-                    self._journal.files.ack_missed, record.file_id, next_at=self._now() + wait_s
-                )
+            await self._ack_later(record)
+        except Exception as bug:
+            log.exception("uploads.ack_crashed", file_id=record.file_id, error=type(bug).__name__)
+            await self._ack_later(record)
         finally:
             self._acking.discard(record.file_id)
             self.kick()
+
+    async def _ack_later(self, record: FileRecord) -> None:
+        wait_s = min(FILES.delay(record.attempt + 1), RETRY_LATER_S)
+        with suppress(JournalUnusable):
+            await self._journal.off_loop(self._journal.files.ack_missed, record.file_id, next_at=self._now() + wait_s)
 
     # one file
 
@@ -360,28 +383,34 @@ class Uploads:
             self._reserved_bytes -= size
 
     async def _make_room(self, size: int) -> None:
-        if await self._shortage(size) is None:
+        """Remove what is needed and no more: nothing at all where everything would not be enough."""
+        short, reason = await self._shortage(size)
+        if short <= 0:
             return
-        for old in await self._journal.off_loop(self._journal.files.removable, self._now()):
-            await self._remove(old.file_id, Path(old.path))
-            if await self._shortage(size) is None:
+        removable = await self._journal.off_loop(self._journal.files.removable, self._now())
+        if sum(old.size for old in removable) < short:
+            raise self._no_place(reason)
+        for old in removable:
+            await self._remove(old)
+            short, reason = await self._shortage(size)
+            if short <= 0:
                 return
-        shortage = await self._shortage(size)
-        if shortage is not None:
-            raise self._no_place(shortage)
+        raise self._no_place(reason)
 
-    async def _shortage(self, size: int) -> str | None:
-        """What keeps `size` more bytes from being stored; None when nothing does."""
-        taken = await self._journal.off_loop(self._journal.files.stored_bytes) + self._reserved_bytes
-        if taken + size > self._quota_bytes:
-            return (
-                f"this workspace keeps at most {self._quota_bytes:,} bytes of files (MOLECULE_MCP_FILES_QUOTA_MB),"
-                f" and {taken:,} of them belong to messages that are not handled yet or are on their way"
-            )
+    async def _shortage(self, size: int) -> tuple[int, str]:
+        """How many bytes are missing for `size` more to be stored, not above 0 when none are; and for what reason."""
+        stored = await self._journal.off_loop(self._journal.files.stored_bytes)
+        taken = stored + self._reserved_bytes
+        over_quota = taken + size - self._quota_bytes
         free = await anyio.to_thread.run_sync(_free_bytes, self._directory)
-        if free is not None and size + self._reserved_bytes > free:
-            return f"the disk is full: {size:,} bytes are needed, and {max(0, free - self._reserved_bytes):,} are left"
-        return None
+        over_disk = 0 if free is None else size + self._reserved_bytes - free
+        if over_disk > over_quota:
+            left = max(0, (free or 0) - self._reserved_bytes)
+            return over_disk, f"the disk is full: {size:,} bytes are needed, and {left:,} are left"
+        return over_quota, (
+            f"this workspace keeps at most {self._quota_bytes:,} bytes of files (MOLECULE_MCP_FILES_QUOTA_MB),"
+            f" this one has {size:,}, and {taken:,} are taken"
+        )
 
     async def _tidy_forever(self) -> None:
         await self._tidied(self._clear_parts)
@@ -408,7 +437,7 @@ class Uploads:
         """Remove the files of messages that were handled long ago, and files that nobody knows any more."""
         files, now = self._journal.files, self._now()
         for old in await self._journal.off_loop(files.removable, now - KEPT_S):
-            await self._remove(old.file_id, Path(old.path))
+            await self._remove(old)
         await self._journal.off_loop(files.forget, now)
         known = await self._journal.off_loop(files.known_paths)
 
@@ -419,11 +448,12 @@ class Uploads:
 
         await anyio.to_thread.run_sync(clear)
 
-    async def _remove(self, file_id: str, path: Path) -> None:
-        with suppress(OSError):
-            await anyio.to_thread.run_sync(path.unlink)
-        await self._journal.off_loop(self._journal.files.removed, file_id, now=self._now())
-        log.info("uploads.removed", file_id=file_id)
+    async def _remove(self, old: Removable) -> None:
+        """The record first: a file that a kill leaves behind then is one that nobody knows."""
+        if await self._journal.off_loop(self._journal.files.give_up, old.file_id, now=self._now()):
+            with suppress(OSError):
+                await anyio.to_thread.run_sync(Path(old.path).unlink)
+            log.info("uploads.removed", file_id=old.file_id)
 
     def _now(self) -> float:
         return self._clock.now().timestamp()

@@ -115,12 +115,29 @@ async def test_a_file_that_takes_long_goes_on_after_the_answer(
     assert faulty.count("/content") == asked + 1
 
 
+async def test_a_file_is_found_by_every_name_it_is_shown_by(faulty: FaultyPlatform, context: ToolContext) -> None:
+    """agent-side 5: what the message shows is what the tool takes, whatever was cleaned away."""
+    names = ["two  spaces.txt", "👩‍👩.jpg", "a<b>.txt", " lead.txt"]
+    ids = [f"44444444-4444-4444-8444-{number:012d}" for number in range(5, 9)]
+    parts = [
+        {"kind": "file", "file": {"uri": pending_uri(WORKSPACE, file_id), "name": name}}
+        for file_id, name in zip(ids, names, strict=True)
+    ]
+    faulty.play(content(GONE))
+    faulty.feed.rows = [row(9, request_body={"params": {"message": {"parts": parts}}})]
+    found = await run_tool(WAIT, context, {"timeout_secs": 20})
+    asked = faulty.count("/content")
+    for shown, _ in standing(found):
+        await run_tool(FETCH, context, {"activity_id": MESSAGE, "name": shown})
+    assert faulty.count("/content") == asked + 4
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         ({"activity_id": row(3)["id"]}, f"This inbox has no open message {row(3)['id']}."),
         ({"activity_id": "3"}, "activity_id: must be the activity_id of a message, a UUID."),
-        ({"activity_id": MESSAGE, "name": "d"}, "name: the message has no file of this name; it has: a_b.txt, c.txt."),
+        ({"activity_id": MESSAGE, "name": "d"}, "name: no uploaded file of it has this name; it has: a b.txt, c.txt."),
     ],
 )
 async def test_what_cannot_be_fetched_is_said_and_changes_nothing(

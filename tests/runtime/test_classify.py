@@ -148,6 +148,14 @@ def test_beside_files_no_summary_stands_for_a_text() -> None:
     assert (found.text, found.files) == ("", (FilePart("n", "x:y"),))
 
 
+def test_a_message_that_names_thousands_of_files_is_kept_within_bounds() -> None:
+    """Contract 5.1: 64 in one message; the others are counted."""
+    part = {"kind": "file", "file": {"uri": f"platform-pending:{WORKSPACE}/{FILE_ID}", "name": "n"}}
+    found = of(row(1, request_body={"parts": [part] * 7_000}))
+    assert isinstance(found, Message)
+    assert (len(found.files), found.files_left_out) == (64, 6_936)
+
+
 @pytest.mark.parametrize("file_id", [None, "", "../../etc/passwd", 7, f"{FILE_ID}x"])
 def test_a_notice_without_an_id_to_ask_for_is_shown_as_a_message(file_id: Any) -> None:
     """Paths and routes are made of UUIDs only; nothing is lost."""

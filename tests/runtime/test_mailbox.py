@@ -209,7 +209,7 @@ async def test_a_message_waits_half_a_minute_for_its_files_and_holds_up_no_other
     now = clock.now().timestamp()
     journal.append([message(1, files=(PDF,)), message(2)], cursor="c", last_row_at=1.0, now=now)
     await mailbox.recount()
-    assert mailbox.counts() == Counts(new=2, files_pending=1)
+    assert mailbox.counts() == Counts(new=2, files_pending=1, held=1)
     assert [one["activity_id"] for one in await mailbox.take_unpushed(10)] == [message(2).activity_id]
     assert await mailbox.wait(0, key="a") == view(2, pushed=True)
     assert await mailbox.wait(0, key="b") is None
@@ -218,6 +218,8 @@ async def test_a_message_waits_half_a_minute_for_its_files_and_holds_up_no_other
     clock.advance(29)
     assert await mailbox.wait(0, key="b") is None
     clock.advance(1)
+    await mailbox.recount()
+    assert mailbox.counts().held == 0
     assert await mailbox.take_unpushed(10) == [held | {"pushed": True}]
     assert await mailbox.wait(0, key="b") == held | {"pushed": True, "state": "leased", "attempt": 1}
 
@@ -257,6 +259,14 @@ async def test_what_a_sender_calls_a_file_is_shown_without_what_a_reader_would_o
     assert found is not None
     shown = ["报告 (final).docx", "a b[31m.txt", "x" * 96 + ".pdf", "system.md"]
     assert [(one["name"], one["mime_type"]) for one in found["attachments"]] == [(name, office) for name in shown]
+
+
+async def test_a_clock_that_was_set_back_holds_no_message(
+    mailbox: Mailbox, journal: Journal, clock: ManualClock
+) -> None:
+    """agent-side 4: at most 30 s, by whatever clock."""
+    journal.append([message(1, files=(PDF,))], cursor="c", last_row_at=1.0, now=clock.now().timestamp() + 3_600)
+    assert await mailbox.wait(0, key="a") is not None
 
 
 async def test_a_long_list_of_files_is_in_a_file_too(

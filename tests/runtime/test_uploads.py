@@ -23,7 +23,7 @@ from molecule_runtime.inbox import uploads as uploads_module
 from molecule_runtime.inbox.classify import FilePart, Message, UploadNotice
 from molecule_runtime.inbox.files import FileRecord, FileState
 from molecule_runtime.inbox.journal import Journal
-from molecule_runtime.inbox.uploads import AT_A_TIME, PATIENCE, RETRY_LATER_S, Uploads
+from molecule_runtime.inbox.uploads import AT_A_TIME, PATIENCE, RETRY_LATER_S, WRITE_BYTES, Uploads
 from molecule_runtime.state import WorkspaceState
 from molecule_runtime.wire.uploads import pending_uri
 from tests.reference_platform.support import Member, Platform
@@ -224,7 +224,7 @@ async def test_a_file_that_does_not_come_has_a_reason_and_comes_when_the_platfor
             assert record.state is (FileState.FAILED if number == case.tries else FileState.PENDING)
             assert case.reason in (record.reason or "")
         assert leftovers(state) == []
-        assert (journal.files.next_due_at() is None) == case.is_final
+        assert (journal.files.next_due_at(0) is None) == case.is_final
         await pass_time(clock, RETRY_LATER_S - 5, sleepers=2)
         assert there.gets() == case.tries
         faulty.play(serving())
@@ -289,6 +289,50 @@ async def test_files_that_hang_leave_the_others_their_way(
         assert there.gets() == 12
 
 
+async def test_a_file_that_hangs_leaves_the_next_attempts_of_others_their_time(
+    faulty: FaultyPlatform, journal: Journal, state: WorkspaceState, clock: ManualClock
+) -> None:
+    """agent-side 8: another file's retry after 1 s, and its ack, come while the first one hangs."""
+    refusals = [said(500, {"error": "storage error"})]
+
+    def play(asked: Asked) -> Answer | Fault | None:
+        if file_id(1) in asked.path:
+            return Fault.HANG
+        return refusals.pop() if refusals else serving()(asked)
+
+    faulty.play(play)
+    keep(journal, clock, notice(1), notice(2), messages=[naming(1, 2)])
+    async with uploading(faulty, journal, state, clock) as there:
+        await until(lambda: there.changes == 1)
+        await pass_time(clock, 2, sleepers=2)
+        await until(lambda: there.acks() == 1, within_s=3)
+
+
+async def test_a_clock_that_was_set_back_puts_nothing_off(
+    faulty: FaultyPlatform, journal: Journal, state: WorkspaceState, clock: ManualClock
+) -> None:
+    """Wall time is not to be trusted: an attempt is at most five minutes away."""
+    faulty.play(serving())
+    keep(journal, clock, notice())
+    journal.files.miss(file_id(1), state=FileState.PENDING, reason="r", next_at=clock.now().timestamp() + 86_400)
+    async with uploading(faulty, journal, state, clock) as there:
+        await until(lambda: there.acks() == 1)
+
+
+async def test_a_body_without_end_is_not_read_to_its_end(
+    faulty: FaultyPlatform, journal: Journal, state: WorkspaceState, clock: ManualClock
+) -> None:
+    """agent-side 8: the cap is enforced while streaming: what is too long is known before the last byte comes."""
+    endless = b"%x\r\n" % (4 * WRITE_BYTES) + bytes(4 * WRITE_BYTES)  # and no end of the chunked body after it
+    chunked = (("Transfer-Encoding", "chunked"),)
+    faulty.play(serving(Answer(200, endless, chunked, announced=-1, hangs=True)))
+    keep(journal, clock, notice(), messages=[naming(1)])
+    async with uploading(faulty, journal, state, clock) as there:
+        await until(lambda: there.changes == 1, within_s=5)  # a stall is known after 10 s
+    assert "larger than the 500 bytes" in (records(journal)[0].reason or "")
+    assert faulty.asked[0].headers["accept-encoding"] == "identity"
+
+
 @pytest.mark.parametrize("by_hand", [False, True])
 async def test_at_most_four_are_fetched_at_once(
     by_hand: bool, faulty: FaultyPlatform, journal: Journal, state: WorkspaceState, clock: ManualClock
@@ -328,7 +372,7 @@ async def test_what_a_killed_process_left_is_taken_up(
     faulty.play(serving())
     keep(journal, clock, notice(1), notice(2), messages=[naming(1, 2)])
     async with uploading(faulty, journal, state, clock) as there:
-        await until(lambda: there.acks() == 2 and journal.files.next_due_at() is None)
+        await until(lambda: there.acks() == 2 and journal.files.next_due_at(0) is None)
     one, two = records(journal)
     with closing(sqlite3.connect(state.journal)) as db:  # as if killed before the journal was told
         again = "UPDATE files SET state = 'pending', path = NULL, sha256 = NULL, next_at = 0 WHERE file_id = ?"
@@ -358,7 +402,7 @@ async def test_an_ack_is_repeated_until_the_platform_has_taken_it(
         await until(lambda: there.acks() == 1)
         assert records(journal)[0].state is FileState.STAGED
         await meanwhile(clock, lambda: there.acks() == acks)
-        await until(lambda: journal.files.next_due_at() is None)
+        await until(lambda: journal.files.next_due_at(0) is None)
         await pass_time(clock, RETRY_LATER_S, sleepers=2)
         assert (there.acks(), there.gets()) == (acks, 1)
 
@@ -437,6 +481,71 @@ async def test_a_disk_that_is_nearly_full_is_left_to_the_journal(
         (third,) = journal.files.of_message(message(3).activity_id)
         assert "the disk is full: 500 bytes are needed, and 499 are left." in (third.reason or "")
         assert there.gets() == 2
+
+
+async def test_a_file_that_would_never_fit_removes_nothing(
+    faulty: FaultyPlatform, journal: Journal, state: WorkspaceState, clock: ManualClock
+) -> None:
+    """agent-side 8: handled files stay their seven days unless they make the room that is needed."""
+    faulty.play(serving())
+    keep(journal, clock, notice(1), messages=[naming(1)])
+    async with uploading(faulty, journal, state, clock, quota=1_000) as there:
+        await until(lambda: there.acks() == 1)
+        journal.handle(message(1).activity_id, now=clock.now().timestamp())
+        keep(journal, clock, notice(2, size=1_001), messages=[naming(2, activity=2)])
+        there.uploads.kick()
+        await until(lambda: there.changes == 2)
+        (second,) = journal.files.of_message(message(2).activity_id)
+        assert "this one has 1,001, and 500 are taken" in (second.reason or "")
+    assert records(journal)[0].state is FileState.STAGED
+    assert there.gets() == 1
+
+
+async def test_files_that_come_together_keep_the_quota_together(
+    faulty: FaultyPlatform, journal: Journal, state: WorkspaceState, clock: ManualClock
+) -> None:
+    """agent-side 8: what is on its way counts."""
+    both = threading.Barrier(2)
+
+    def play(asked: Asked) -> Answer | Fault | None:
+        if asked.path.endswith("/content"):
+            both.wait(5)
+        return serving()(asked)
+
+    faulty.play(play)
+    numbers = range(1, 5)
+    keep(journal, clock, *map(notice, numbers), messages=[naming(*numbers)])
+    async with uploading(faulty, journal, state, clock, quota=1_000) as there:
+        await until(lambda: there.changes == 4)
+    assert sorted(record.state for record in records(journal)) == [FileState.FAILED] * 2 + [FileState.STAGED] * 2
+
+
+async def test_a_file_that_an_open_message_names_is_not_given_up(journal: Journal, clock: ManualClock) -> None:
+    """agent-side 8: those of open messages never; a message may name a file after it was chosen to go."""
+    now = clock.now().timestamp()
+    keep(journal, clock, notice(1), messages=[naming(1)])
+    journal.files.stage(file_id(1), path="/f", size=1, sha256="0", now=now)
+    journal.files.acked(file_id(1))
+    assert journal.files.give_up(file_id(1), now=now) is False
+    journal.handle(message(1).activity_id, now=now)
+    assert [one.file_id for one in journal.files.removable(now)] == [file_id(1)]
+    keep(journal, clock, messages=[naming(1, activity=2)])
+    assert journal.files.give_up(file_id(1), now=now) is False
+    journal.handle(message(2).activity_id, now=now)
+    assert journal.files.give_up(file_id(1), now=now) is True
+
+
+async def test_what_became_of_a_file_is_known_as_long_as_its_message_is_open(
+    journal: Journal, clock: ManualClock
+) -> None:
+    """files: the reason stays; a record without a message goes when the feed cannot bring it back."""
+    keep(journal, clock, notice(1), notice(2), messages=[naming(1)])
+    for number in (1, 2):
+        journal.files.miss(file_id(number), state=FileState.FAILED, reason="gone", next_at=None)
+    journal.files.forget(clock.now().timestamp() + 9 * 86_400)
+    assert [record.reason for record in records(journal)] == ["gone"]
+    with closing(sqlite3.connect(journal.path)) as db:
+        assert db.execute("SELECT COUNT(*) FROM files").fetchone() == (1,)
 
 
 async def test_files_go_a_week_after_their_message_was_handled(
