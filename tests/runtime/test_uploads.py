@@ -26,11 +26,24 @@ from molecule_runtime.inbox.journal import Journal
 from molecule_runtime.inbox.uploads import AT_A_TIME, PATIENCE, RETRY_LATER_S, WRITE_BYTES, Uploads
 from molecule_runtime.state import WorkspaceState
 from molecule_runtime.wire.uploads import pending_uri
+from molecule_runtime.workspace import Roles, Workspace
 from tests.reference_platform.support import Member, Platform
 from tests.support.faulty import Answer, Asked, Fault, FaultyPlatform, said
 from tests.support.uploads import form, message_with, sha256
 
-from .support import WORKSPACE, idle, message, pass_time, running, state_in, ticking, until, workspace_settings
+from .support import (
+    WORKSPACE,
+    idle,
+    message,
+    pass_time,
+    row,
+    running,
+    settings,
+    state_in,
+    ticking,
+    until,
+    workspace_settings,
+)
 from .test_workspace import workspace_of
 
 
@@ -634,3 +647,27 @@ async def test_a_sending_that_never_ended_holds_nothing_for_ever(
         await pass_time(clock, 59, sleepers=2)
         assert there.gets() == 0
         await meanwhile(clock, lambda: there.acks() == 1)
+
+
+async def test_a_workspace_tries_its_files_as_soon_as_its_feed_is_read_again(
+    faulty: FaultyPlatform, tmp_path: Path, clock: ManualClock
+) -> None:
+    """agent-side 4: the first read that goes well after failures hastens what waits; no failure ends the workspace."""
+    told = settings(WORKSPACE, PLATFORM_URL=faulty.url)
+    faulty.row = {"id": WORKSPACE, "name": "laptop", "status": "online"}
+    faulty.feed.rows = [
+        row(1, method="chat_upload_receive", request_body={"file_id": file_id(1), "name": "a.txt", "size": 500})
+    ]
+    storage_error = said(500, {"error": "storage error"})
+    faulty.play(lambda asked: storage_error if asked.path.endswith("/content") else None)
+    state = state_in(tmp_path / "state")
+    workspace = Workspace(told.workspaces[0], told, state=state, clock=clock, roles=Roles(beats=False))
+    async with running(workspace.run), ticking(clock, 0.5):
+        await workspace.mailbox()
+        await until(lambda: faulty.count("/content") >= PATIENCE, within_s=20)
+        away_at = clock.monotonic()
+        faulty.play(lambda asked: said(503, {"error": "away"}))
+        await until(lambda: workspace.feed_error() is not None, within_s=10)
+        faulty.play(serving())
+        await until(lambda: faulty.count("/ack") == 1, within_s=20)
+        assert clock.monotonic() - away_at < RETRY_LATER_S / 2
