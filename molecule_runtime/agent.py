@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -86,18 +86,22 @@ class Agent:
             await self._running.call(_raise_if_deaf)
         return message
 
-    async def reply(self, message: Message, text: str) -> None:
+    async def reply(self, message: Message, text: str, *, attachments: Sequence[str] = ()) -> None:
         """Answer a message where it came from, the user or a peer, and mark it done.
+
+        `attachments` are absolute paths of files, under MOLECULE_ATTACHMENT_ROOTS; only the user can be sent any.
 
         Raises:
             MessageUnknown: it is done already; nothing was sent.
+            AttachmentRefused, InvalidArgument: a file cannot be sent; nothing was.
             PlatformError, PeerRefused: nothing was sent, or it is not known; the message stays open.
         """
         activity_id = str(message["activity_id"])
 
         async def send(runtime: Runtime) -> None:
             workspace = await runtime.holder(activity_id)
-            await messages.reply(workspace.client, await workspace.mailbox(), activity_id, text)
+            files = await workspace.enclosed(attachments)
+            await messages.reply(workspace.client, await workspace.mailbox(), activity_id, text, files)
 
         await self._running.call(send, to_the_end=True)
 
@@ -110,15 +114,19 @@ class Agent:
 
         await self._running.call(pop, to_the_end=True)
 
-    async def send_to_user(self, text: str, *, workspace_id: str | None = None) -> None:
-        """Show `text` in the user's chat, unasked.
+    async def send_to_user(
+        self, text: str, *, attachments: Sequence[str] = (), workspace_id: str | None = None
+    ) -> None:
+        """Show `text` in the user's chat, unasked; `attachments` as in `reply`.
 
         Raises:
+            AttachmentRefused, InvalidArgument: a file cannot be sent; nothing was.
             PlatformError
         """
 
         async def send(runtime: Runtime) -> None:
-            await messages.send_to_user(runtime.route(workspace_id).client, text)
+            workspace = runtime.route(workspace_id)
+            await messages.send_to_user(workspace.client, text, await workspace.enclosed(attachments))
 
         await self._running.call(send, to_the_end=True)
 

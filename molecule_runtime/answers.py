@@ -100,7 +100,7 @@ class Answers:
                 removed.removed_at, removed.hint = gone.removed_at, gone.hint
             return removed
         if status == 413:
-            too_large = self.error(TooLarge, endpoint, status, detail)
+            too_large = self.error(TooLarge, endpoint, status, detail or "too large")
             limit = (body or {}).get("max")
             too_large.max_bytes = limit if type(limit) is int and limit > 0 else None
             return too_large

@@ -288,11 +288,11 @@ class _Gate:
 
 
 def _open_below(root: Path | None, real: Path) -> int:
-    """A descriptor of the file; below `root` no step on the way is a symlink, whoever put one there meanwhile."""
+    """A descriptor of the file; from `root` on no step on the way is a symlink, whoever put one there meanwhile."""
     if root is None or os.open not in os.supports_dir_fd:
         return os.open(real, _FILE)
     *directories, name = real.relative_to(root).parts
-    at = os.open(root, _DIRECTORY)
+    at = os.open(root, _DIRECTORY | _NOT_THROUGH_A_LINK)
     try:
         for directory in directories:
             inner = os.open(directory, _DIRECTORY | _NOT_THROUGH_A_LINK, dir_fd=at)

@@ -75,8 +75,9 @@ FILE_CONNECTIONS = 8
 FILE_PIECE_BYTES = 256 * 1024
 UPLOAD_STALL_S = 30.0
 """An upload of which nothing moves for so long has failed; a platform stores it all before it answers."""
+UPLOAD_BASE_S = 30.0
 UPLOAD_BYTES_PER_S = 50_000
-"""The slowest line that an upload is given time for: 25 MB in nine minutes."""
+"""The slowest line that an upload is given time for, beside its base: 25 MB in nine minutes."""
 TOOL_CONNECTIONS = 32
 """A bound on what an agent's tools may open at once, within the 256 files of a macOS process; more calls wait."""
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
@@ -362,7 +363,7 @@ class PlatformClient:
                 path,
                 pattern="/workspaces/:id/chat/uploads",
                 body=body,
-                timeout=UPLOAD_STALL_S + body.length / UPLOAD_BYTES_PER_S,
+                timeout=UPLOAD_BASE_S + body.length / UPLOAD_BYTES_PER_S,
                 stall_s=UPLOAD_STALL_S,
             )
         except TooLarge as refused:

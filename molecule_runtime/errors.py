@@ -351,7 +351,7 @@ OUTCOMES: dict[type[MoleculeError], Outcome] = {
     TooLarge: Outcome(
         Retry.NO,
         1,
-        "The platform at {error.base_url} {error.limit} (HTTP 413 on {error.endpoint}).",
+        "The platform at {error.base_url} {error.limit} (HTTP {error.status}): {error.detail}.",
         "Send less at once.",
     ),
     Rejected: Outcome(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -18,6 +18,7 @@ import anyio
 import httpx
 import structlog
 
+from molecule_runtime.attachments import AttachmentPolicy
 from molecule_runtime.cards import AgentCard, card_from_settings
 from molecule_runtime.client import PlatformClient
 from molecule_runtime.clock import Clock, wait_for_event
@@ -36,12 +37,14 @@ from molecule_runtime.inbox.journal import HELD_FOR_FILES_S, Journal
 from molecule_runtime.inbox.mailbox import Arrivals, Mailbox
 from molecule_runtime.inbox.poller import Poller, peers_in
 from molecule_runtime.inbox.uploads import Uploads
+from molecule_runtime.messages import Enclosed
 from molecule_runtime.ownership import STALE_S, Ownership, Register
 from molecule_runtime.peers import PeerDirectory
 from molecule_runtime.presence import Presence, PresenceSnapshot, PresenceState
 from molecule_runtime.settings import Settings, WorkspaceSettings
 from molecule_runtime.state import WorkspaceState
 from molecule_runtime.text import safe_file_name
+from molecule_runtime.upload_body import UploadProgress
 from molecule_runtime.wire._base import rfc3339
 
 JOURNAL_WAIT_S = 2.0
@@ -111,11 +114,6 @@ class Workspace:
         )
         self._stamps: asyncio.Queue[PresenceSnapshot] = asyncio.Queue(maxsize=1)
 
-    @property
-    def state(self) -> WorkspaceState | None:
-        """Its directory; None where there is none to write to."""
-        return self._state
-
     def _ownership(self, job: str, *, needs_lock: bool) -> Ownership:
         lock = self._state.owner_lock(job) if self._state is not None else None
         return Ownership(job, lock, clock=self._clock, register=self._register, needs_lock=needs_lock)
@@ -157,6 +155,17 @@ class Workspace:
         if not self._inbox.held or self._mailbox is None:
             return []
         return await self._mailbox.take_unpushed(limit)
+
+    async def enclosed(self, paths: Sequence[str], progress: UploadProgress | None = None) -> Enclosed | None:
+        """Files that go with a message of this workspace, by the rules for what an agent may send; None for none."""
+        if not paths:
+            return None
+        try:
+            echoes = await self.mailbox()
+        except LocalStateError:  # without an inbox nothing comes back into it
+            echoes = None
+        policy = AttachmentPolicy.for_agent(self.settings, self._state)
+        return Enclosed(paths, policy, progress or UploadProgress(), echoes)
 
     async def fetch_attachments(self, activity_id: str, name: str, *, within_s: float) -> list[dict[str, Any]]:
         """Try those of a message's files that are not here, or the one of this name, at once; all of them as they are

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BeforeValidator, Field
 
 from molecule_mcp.tools._base import ToolContext
-from molecule_runtime.attachments import AttachmentPolicy
-from molecule_runtime.errors import LocalStateError
-from molecule_runtime.messages import Enclosed
 from molecule_runtime.runtime import Runtime
 from molecule_runtime.upload_body import UploadProgress
 from molecule_runtime.wire.uploads import MAX_FILE_BYTES, MAX_FILES, MAX_REQUEST_BYTES
-from molecule_runtime.workspace import Workspace
 
 PROGRESS_EVERY_S = 0.5
 
@@ -26,7 +22,8 @@ T = TypeVar("T")
 def _paths(value: Any) -> Any:
     """Kindly read: one path is a list of one, the text of a list is the list, and blank ones are none."""
     if isinstance(value, str):
-        value = _list_in(value) or [value]
+        listed = _list_in(value)
+        value = [value] if listed is None else listed
     if isinstance(value, list):
         return [path for path in value if path is not None and path != ""]
     return value
@@ -53,17 +50,6 @@ Attachments = Annotated[
         f" and {_mb(MAX_REQUEST_BYTES)} MB together."
     ),
 ]
-
-
-async def enclosed(workspace: Workspace, paths: Sequence[str] | None, progress: UploadProgress) -> Enclosed | None:
-    """The files of a call for this workspace; None when there are none."""
-    if not paths:
-        return None
-    try:
-        echoes = await workspace.mailbox()
-    except LocalStateError:  # without an inbox nothing comes back into it
-        echoes = None
-    return Enclosed(paths, AttachmentPolicy.for_agent(workspace.settings, workspace.state), progress, echoes)
 
 
 async def send_with_progress(

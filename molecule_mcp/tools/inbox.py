@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
-from molecule_mcp.tools._attachments import Attachments, enclosed, send_with_progress
+from molecule_mcp.tools._attachments import Attachments, send_with_progress
 from molecule_mcp.tools._base import Arguments, Hints, Tool, ToolContext
 from molecule_runtime import messages
 from molecule_runtime.errors import LocalStateError
@@ -149,7 +149,7 @@ async def _reply(
 ) -> messages.Replied:
     workspace = await runtime.holder(args.activity_id, context.workspace_id)
     mailbox = await workspace.mailbox()
-    files = await enclosed(workspace, args.attachments, progress)
+    files = await workspace.enclosed(args.attachments or (), progress)
     return await messages.reply(workspace.client, mailbox, args.activity_id, args.message, files)
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, AwareDatetime, Field, TypeAdapter
 
-from molecule_mcp.tools._attachments import Attachments, enclosed, send_with_progress
+from molecule_mcp.tools._attachments import Attachments, send_with_progress
 from molecule_mcp.tools._base import Arguments, Hints, Tool, ToolContext
 from molecule_mcp.tools.inbox import NonBlank
 from molecule_runtime import history, messages
@@ -66,7 +66,7 @@ async def send_message_to_user(context: ToolContext, args: SendToUserArguments) 
 
     async def send(runtime: Runtime) -> list[UploadedFile]:
         workspace = runtime.route(context.workspace_id)
-        files = await enclosed(workspace, args.attachments, progress)
+        files = await workspace.enclosed(args.attachments or (), progress)
         return await messages.send_to_user(workspace.client, args.message, files)
 
     return {"status": "sent", "attachments": messages.listing(await send_with_progress(context, send, progress))}

@@ -23,6 +23,12 @@ ANSWER_S = 20.0
 COMMAND = (sys.executable, "-m", "molecule_mcp")
 
 
+def _as_in_the_foreground() -> None:
+    """With the terminal as its own; and with Ctrl-C, which a shell takes from what it starts in the background."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Terminal:
     """`molecule-mcp ARGUMENTS` in a session of its own on a pty; what it writes is kept in `screen`."""
 
@@ -38,7 +44,7 @@ class Terminal:
             stdout=slave,
             stderr=slave,
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            preexec_fn=_as_in_the_foreground,
         )
         self._open = True
 

@@ -11,9 +11,10 @@ import anyio
 import pytest
 
 from molecule_runtime import Agent, Settings
-from molecule_runtime.errors import MessageUnknown, StateDirUnwritable, Unreachable
+from molecule_runtime.errors import AttachmentRefused, MessageUnknown, StateDirUnwritable, Unreachable
 from molecule_runtime.wire.registry import WorkspaceStatus
 from tests.support.platform import PlatformProcess, eventually, no_platform
+from tests.support.uploads import drop
 
 SOON_S = 10.0
 """A message takes milliseconds; a busy machine is given seconds."""
@@ -46,6 +47,30 @@ async def test_a_message_is_taken_answered_and_done(platform_process: PlatformPr
         assert workspace["inbox"] == {"new": 0, "leased": 0, "parked": 0, "files_pending": 0}
     said = [text for role, text in platform_process.chat(workspace_id) if role == "agent"]
     assert said == ["听得很清楚 ✅", "Anything else?"]
+
+
+async def test_files_go_both_ways(platform_process: PlatformProcess, tmp_path: Path) -> None:
+    """R8, as a program does it: the user's file is on the disk, the program's files are the user's to fetch."""
+    settings = platform_process.create_workspace("embedded, with files")
+    workspace_id = settings["WORKSPACE_ID"]
+    answer = tmp_path / "answer.txt"
+    answer.write_bytes(b"forty-two")
+    http = platform_process.http
+    async with agent_of(settings | {"MOLECULE_ATTACHMENT_ROOTS": str(tmp_path)}, tmp_path / "state") as agent:
+        (file,) = drop(platform_process, workspace_id, [("question.txt", b"six times seven")])
+        with anyio.fail_after(SOON_S):
+            message = await anext(agent.messages())
+        assert await asyncio.to_thread(Path(message["attachments"][0]["path"]).read_bytes) == b"six times seven"
+        with pytest.raises(AttachmentRefused):
+            await agent.reply(message, "here", attachments=[str(answer), message["attachments"][0]["path"] + "x"])
+        await agent.reply(message, "here", attachments=[str(answer)])
+        await agent.send_to_user("again", attachments=[str(answer)])
+    history = http.get(f"/workspaces/{workspace_id}/chat-history").json()["messages"]
+    sent = [(one["content"], one["attachments"]) for one in history if one["role"] == "agent"]
+    assert [text for text, _ in sent] == ["here", "again"]
+    for _, ((file),) in sent:
+        path = f"/workspaces/{workspace_id}/pending-uploads/{file['uri'].rpartition('/')[2]}/content"
+        assert http.get(path).content == b"forty-two"
 
 
 async def test_an_answer_goes_to_the_workspace_that_was_written_to(

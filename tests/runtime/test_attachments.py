@@ -372,7 +372,14 @@ async def test_a_path_that_comes_to_mean_another_file_between_check_and_opening_
         os.link(root / "was" / "a.txt", root.parent / "evil" / "a.txt")  # the very file that was checked
         (root / "d").symlink_to(root.parent / "evil")
 
-    for deed in (a_symlink, another_file, a_pipe, the_directory, a_hard_link_behind_the_directory):
+    def the_root() -> None:
+        os.link(root / "d" / "a.txt", root.parent / "evil" / "a.txt.link")
+        (root.parent / "evil" / "d").mkdir()
+        (root.parent / "evil" / "a.txt.link").rename(root.parent / "evil" / "d" / "a.txt")
+        root.rename(root.parent / "moved")
+        root.symlink_to(root.parent / "evil")
+
+    for deed in (a_symlink, another_file, a_pipe, the_directory, a_hard_link_behind_the_directory, the_root):
         file = fresh()
         with at_the_opening(monkeypatch, deed):
             reason = await refusal(policy, file)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -12,13 +13,22 @@ import pytest
 import respx
 
 from molecule_runtime import messages
+from molecule_runtime.attachments import AttachmentPolicy
 from molecule_runtime.client import PlatformClient
 from molecule_runtime.clock import ManualClock
-from molecule_runtime.errors import InvalidArgument, MessageUnknown, NotFound, PeerRefused, Rejected, Unavailable
+from molecule_runtime.errors import (
+    AttachmentRefused,
+    InvalidArgument,
+    MessageUnknown,
+    NotFound,
+    PeerRefused,
+    Rejected,
+    Unavailable,
+)
 from molecule_runtime.inbox.classify import Kind
 from molecule_runtime.inbox.journal import Counts, Journal
 from molecule_runtime.inbox.mailbox import Mailbox
-from molecule_runtime.messages import Replied
+from molecule_runtime.messages import Enclosed, Replied
 from molecule_runtime.peers import PeerDirectory
 from molecule_runtime.state import WorkspaceState
 from tests.reference_platform.support import BASE_URL, Member, Platform
@@ -107,6 +117,48 @@ async def test_a_delegations_result_takes_no_answer(mailbox: Mailbox) -> None:
             await messages.reply(client, mailbox, FIRST, "thanks")
     assert raised.value.argument == "activity_id"
     assert await counts(mailbox) == Counts(new=1)
+
+
+async def test_files_go_with_an_answer_to_the_user(
+    platform: Platform, member: Member, mailbox: Mailbox, tmp_path: Path
+) -> None:
+    """agent-side 5, reply: the chat shows them with the answer, and the message is closed."""
+    await platform.register(member)
+    async with client_of(platform, member) as client:
+        replied = await messages.reply(client, holding(mailbox), FIRST, "here", with_file(tmp_path, mailbox))
+    assert (replied.to, replied.popped, [file.name for file in replied.attachments]) == ("user", True, ["a.txt"])
+    answer = await platform.http.get(f"/workspaces/{member.id}/chat-history", headers=member.headers)
+    (bubble,) = answer.json()["messages"]
+    assert (bubble["content"], bubble["attachments"]) == ("here", [replied.attachments[0].model_dump()])
+
+
+@respx.mock
+@pytest.mark.parametrize("delegation_id", [None, "d1"])
+async def test_files_go_to_the_user_only(mailbox: Mailbox, tmp_path: Path, delegation_id: str | None) -> None:
+    """agent-side 5: an answer to a peer or a delegation takes none; nothing is sent, nothing popped."""
+    holding(mailbox, kind=Kind.PEER_AGENT, peer_id=PEER, delegation_id=delegation_id)
+    async with lone_client() as client:  # respx fails on any request
+        with pytest.raises(InvalidArgument) as raised:
+            await messages.reply(client, mailbox, FIRST, "here", with_file(tmp_path, mailbox))
+    assert raised.value.argument == "attachments"
+    assert await counts(mailbox) == Counts(new=1)
+
+
+@respx.mock
+async def test_a_message_stays_open_when_a_file_cannot_be_sent(mailbox: Mailbox, tmp_path: Path) -> None:
+    """agent-side 5, reply: nothing is popped if sending failed."""
+    holding(mailbox)
+    file = with_file(tmp_path, mailbox)
+    (tmp_path / "a.txt").unlink()
+    async with lone_client() as client:
+        with pytest.raises(AttachmentRefused):
+            await messages.reply(client, mailbox, FIRST, "here", file)
+    assert await counts(mailbox) == Counts(new=1)
+
+
+def with_file(directory: Path, mailbox: Mailbox) -> Enclosed:
+    (directory / "a.txt").write_text("hello")
+    return Enclosed([str(directory / "a.txt")], AttachmentPolicy((directory,)), echoes=mailbox)
 
 
 async def test_an_unknown_or_closed_message_is_not_answered(mailbox: Mailbox) -> None:

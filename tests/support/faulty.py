@@ -27,6 +27,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from tests.support.uploads import staged
+
 
 class Fault(Enum):
     """What a socket can do to a request, in the order of its way."""
@@ -111,6 +113,8 @@ class FaultyPlatform:
         self.asked: list[Asked] = []
         self.connections = 0
         self.tls: ssl.SSLContext | None = None
+        self.before_body: Callable[[str], object] = lambda _path: None
+        """Called with a request's path before its body is read; while it blocks, nothing of the body is taken."""
         self._script: Script = None
         self._next: list[Play] = []
         self._lock = threading.Lock()
@@ -233,7 +237,7 @@ class FaultyPlatform:
         if play is Fault.RESET_UNREAD:
             _reset(channel)
             return False
-        asked = _read(channel, number)
+        asked = _read(channel, number, self.before_body)
         if asked is None:
             return False
         self.asked.append(asked)
@@ -273,8 +277,29 @@ class FaultyPlatform:
                 return said(200, {"status": "sent"})
             case ["workspaces", _, "a2a"]:
                 return said(200, {"status": "queued", "delivery_mode": "poll", "method": "message/send"})
+            case ["workspaces", workspace_id, "chat", "uploads"]:
+                return said(200, {"files": staged(workspace_id, asked.headers["content-type"], asked.body)})
             case _:
                 return said(404, {"error": "not found"})
+
+
+class HeldUploads(FaultyPlatform):
+    """Reads the body of an upload only when it is told to go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go_on = threading.Event()
+        self.before_body = lambda path: path.endswith("/chat/uploads") and self.go_on.wait(20)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.go_on.set()
+        super().__exit__(kind, error, trace)
+
+
+LARGE = 24 * 1024 * 1024
+"""Bytes of an upload of which all buffers between two sockets hold no half."""
 
 
 def _has_something_to_read(channel: socket.socket) -> bool:
@@ -287,7 +312,7 @@ def _reset(channel: socket.socket) -> None:
     channel.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
-def _read(channel: socket.socket, number: int) -> Asked | None:
+def _read(channel: socket.socket, number: int, before_body: Callable[[str], object]) -> Asked | None:
     raw = b""
     while b"\r\n\r\n" not in raw:
         piece = channel.recv(65536)
@@ -299,10 +324,15 @@ def _read(channel: socket.socket, number: int) -> Asked | None:
     first, *lines = head.decode().split("\r\n")
     method, target, _ = first.split(" ")
     headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    while len(body) < int(headers.get("content-length", 0)):
-        body += channel.recv(65536)
     url = urlsplit(target)
-    return Asked(method, url.path, dict(parse_qsl(url.query)), headers, body, number)
+    before_body(url.path)
+    rest = bytearray(body)
+    while len(rest) < int(headers.get("content-length", 0)):
+        piece = channel.recv(1 << 20)
+        if not piece:
+            raise ConnectionError("the body ended before its length")
+        rest += piece
+    return Asked(method, url.path, dict(parse_qsl(url.query)), headers, bytes(rest), number)
 
 
 # certificates
