@@ -22,8 +22,9 @@ from rich.console import Console
 from rich.table import Table
 from websockets.asyncio.client import connect
 
+from bench import files
 from bench import platform as beating
-from bench.agent_side import figures
+from bench.agent_side import figures, table_of
 from bench.no_doorbell import NoDoorbell
 from molecule_runtime.doorbell import websocket_url
 from tests.support.host import Host
@@ -57,7 +58,7 @@ def main() -> None:
                 tool_calls(platform, root),
                 message_latency(platform, root),
             ]
-            found = figures(platform, root)
+            found = [*figures(platform, root), *files.figures(platform, root)]
     table = Table("case", "what", "p50 ms", "worst ms", "CPU ms", "ratio to the first")
     for block in blocks:
         for row in block:
@@ -66,14 +67,7 @@ def main() -> None:
             table.add_row(row.case, row.what, f"{row.p50_ms:.1f}", f"{row.worst_ms:.1f}", cpu, ratio)
         table.add_section()
     Console().print(table)
-    goals = Table("case", "what", "figure", "unit", "goal", "")
-    for figure_block in found:
-        for figure in figure_block:
-            goal = f"{figure.goal:.2f}" if figure.goal is not None else ""
-            verdict = ("met" if figure.value <= figure.goal else "MISSED") if figure.goal is not None else ""
-            goals.add_row(figure.case, figure.what, f"{figure.value:.2f}", figure.unit, goal, verdict)
-        goals.add_section()
-    Console().print(goals)
+    Console().print(table_of(found))
     for load in beating.measure():
         Console().print(beating.table_of(load))
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+
+from rich.table import Table
 
 from bench.no_doorbell import NoDoorbell
 from tests.support.beats import beats_of
@@ -44,6 +46,18 @@ class Figure:
     value: float
     unit: str
     goal: float | None = None
+
+
+def table_of(blocks: Iterable[Iterable[Figure]]) -> Table:
+    """The figures beside their goals."""
+    table = Table("case", "what", "figure", "unit", "goal", "")
+    for block in blocks:
+        for figure in block:
+            goal = f"{figure.goal:.2f}" if figure.goal is not None else ""
+            verdict = ("met" if figure.value <= figure.goal else "MISSED") if figure.goal is not None else ""
+            table.add_row(figure.case, figure.what, f"{figure.value:.2f}", figure.unit, goal, verdict)
+        table.add_section()
+    return table
 
 
 def figures(platform: PlatformProcess, root: Path) -> list[list[Figure]]:
@@ -115,8 +129,9 @@ def cpu_s(pid: int) -> float:
     return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
 
-def rss_mb(pid: int) -> float:
-    (line,) = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS:")]
+def rss_mb(pid: int, which: str = "VmRSS") -> float:
+    """Resident memory now, or with VmHWM its highest so far."""
+    (line,) = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith(f"{which}:")]
     return int(line.split()[1]) / 1000
 
 
@@ -215,7 +230,12 @@ def _in_turn(case: str, contestants: dict[str, Callable[[], float]], rounds: int
     for _ in range(rounds):
         for name, run in contestants.items():
             taken[name].append(run() * 1000)
-    rival, ours = contestants
+    return side_by_side(case, taken, goal=goal)
+
+
+def side_by_side(case: str, taken: dict[str, list[float]], *, goal: float) -> list[Figure]:
+    """Medians in ms, and the median of the ratios of runs of one turn: ours, which is the second, to its rival's."""
+    rival, ours = taken
     ratio = statistics.median(mine / its for its, mine in zip(taken[rival], taken[ours], strict=True))
     medians = [Figure(case, name, statistics.median(times), "ms") for name, times in taken.items()]
     return [*medians, Figure(case, f"{ours} / {rival}", ratio, "times", goal)]

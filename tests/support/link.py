@@ -112,22 +112,25 @@ class Link:
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
-        server = self._loop.run_until_complete(asyncio.start_server(self._accept, "127.0.0.1", 0, limit=HEAD_BYTES))
+        server = self._loop.run_until_complete(asyncio.start_server(self._accepted, "127.0.0.1", 0, limit=HEAD_BYTES))
         self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         self._is_up.set()
         self._loop.run_forever()
         server.close()
-        for task in self._tasks:
+        tasks = list(self._tasks)
+        for task in tasks:
             task.cancel()
-        self._loop.run_until_complete(asyncio.gather(*self._tasks, return_exceptions=True))
+        self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
 
     def _stop(self) -> None:
         self._loop.stop()
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
+    def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = self._loop.create_task(self._relay(reader, writer))
         self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self._port, limit=HEAD_BYTES)
         except OSError:
@@ -137,8 +140,6 @@ class Link:
         ways = [asyncio.ensure_future(self._there(line)), asyncio.ensure_future(self._back(line))]
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)  # an end that goes takes the other along
-        except asyncio.CancelledError:  # the link is taken down
-            pass
         finally:
             for way in ways:
                 way.cancel()
@@ -147,7 +148,6 @@ class Link:
                 line.asking.ended = time.time()
             for end in (writer, there_writer):
                 end.transport.abort() if line.asking and not line.asking.is_whole else end.close()
-            self._tasks.discard(task)
 
     async def _there(self, line: _Line) -> None:
         with suppress(asyncio.IncompleteReadError, ConnectionError):
