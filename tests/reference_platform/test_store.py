@@ -140,14 +140,14 @@ async def test_a_url_that_is_none_is_a_store_error_that_quotes_nothing() -> None
 
 @only("sqlite")  # pragmas are SQLite's
 async def test_connections_are_set_up_for_several_processes(store: Store) -> None:
-    """WAL, NORMAL, foreign keys, a busy timeout; readers cannot write (ours)."""
+    """WAL, NORMAL, foreign keys, a busy timeout; readers cannot write; a log that was large is cut (ours)."""
 
     def pragmas(connection: Connection) -> list[object]:
-        names = ("journal_mode", "synchronous", "foreign_keys", "busy_timeout", "query_only")
+        names = ("journal_mode", "synchronous", "foreign_keys", "busy_timeout", "query_only", "journal_size_limit")
         return [connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in names]
 
-    assert await store.write(pragmas) == ["wal", 1, 1, 5000, 0]
-    assert await store.read(pragmas) == ["wal", 1, 1, 5000, 1]
+    assert await store.write(pragmas) == ["wal", 1, 1, 5000, 0, 67_108_864]
+    assert await store.read(pragmas) == ["wal", 1, 1, 5000, 1, -1]
 
 
 async def test_a_read_sees_one_snapshot(store: Store, database: Database) -> None:

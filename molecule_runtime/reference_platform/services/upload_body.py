@@ -8,13 +8,13 @@ tells it, which knows them only then; a body that is no form or over its cap end
 from __future__ import annotations
 
 import logging
+import re
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
-from email.message import Message
-from email.utils import collapse_rfc2231_value
 from types import TracebackType
 from typing import Self
+from urllib.parse import unquote
 
 import anyio.to_thread
 import structlog
@@ -23,6 +23,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from molecule_runtime.reference_platform.refusals import Refusal
 from molecule_runtime.reference_platform.services.pending_uploads import CHUNK_BYTES
+from molecule_runtime.text import well_formed
 from molecule_runtime.wire.uploads import FIELD, MAX_FILES
 
 MALFORMED = "malformed multipart body"
@@ -31,12 +32,26 @@ IN_MEMORY_BYTES = 1024 * 1024
 """Bytes of a body that are kept in memory before it goes to a file."""
 WRITE_BYTES = 256 * 1024
 """Bytes that are written to the file at once: each write costs a change of threads."""
-MAX_PARTS = 1000
-"""Parts of a body, of any kind."""
+MAX_PARTS = 200
+"""Parts of a body, of any kind: MAX_FILES, and other fields in plenty."""
 NAME_CODE_POINTS = 255
 """Of the name that a refusal quotes."""
 _READABLE = frozenset({"", "binary", "7bit", "8bit"})
 """Transfer encodings that leave the bytes as they are; the others have no place in a form (RFC 7578, 4.7)."""
+_PARAMETER = re.compile(
+    r"""
+    (?: ; [ \t]*+ )++
+    (?:
+        (?P<name> [^\s;="]++ ) [ \t]*+ = [ \t]*+
+        (?: "(?P<quoted> (?: [^"\\] | \\ (?! "[ \t]*+\Z ) . | \\ )*+ )" | (?P<plain> [^\s;"]*+ ) ) [ \t]*+
+    )?+
+    """,
+    re.ASCII | re.DOTALL | re.VERBOSE,
+)
+"""A parameter of a header, from its semicolon on. Nothing is tried twice, so a header takes time by its length."""
+_ESCAPED = re.compile(r'\\(["\\])')
+_CHARSETS = frozenset({"utf-8", "iso-8859-1"})
+"""Of a `filename*` (RFC 5987, 3.2.1). Python knows others that are no charsets, or give what is no text."""
 _UNHEARD = logging.Logger(__name__, logging.CRITICAL)
 """For the parser, which warns of each byte that it refuses: what a client sent wrong is told to the client."""
 
@@ -252,7 +267,8 @@ class _Form:
         if part.headers.get("content-transfer-encoding", "").strip().lower() not in _READABLE:
             return Refusal(400, "could not read file part")
         if part.size > self._max_file_bytes:
-            facts = {"filename": part.name[:NAME_CODE_POINTS], "size": part.size, "max": self._max_file_bytes}
+            name = well_formed(part.name[:NAME_CODE_POINTS])
+            facts = {"filename": name, "size": part.size, "max": self._max_file_bytes}
             return Refusal(413, "file exceeds per-file cap", extra=facts)
         return None
 
@@ -263,12 +279,50 @@ class _Form:
 def _disposition(value: str) -> tuple[str, str]:
     """The field's name and the file's, "" for what is not there.
 
-    Python's own reader: the multipart library's cuts a file name at its last backslash, which separates nothing here
-    (contract 5.2).
+    Raises:
+        FormParserError: it cannot be read.
     """
-    message = Message()
-    message["Content-Disposition"] = value
-    if message.get_content_disposition() != "form-data":
+    kind, options = _options(value)
+    if kind != "form-data":
         return "", ""
-    name, filename = (message.get_param(key, "", header="Content-Disposition") for key in ("name", "filename"))
-    return collapse_rfc2231_value(name), collapse_rfc2231_value(filename)
+    name, filename = options.get("name", ""), options.get("filename", "")
+    if "filename*" in options:
+        filename = _decoded(options["filename*"]) or filename
+    return name, filename
+
+
+def _decoded(extended: str) -> str:
+    """What a `charset'language'percent-encoded` says (RFC 5987, 3.2).
+
+    Raises:
+        FormParserError: it is none, or in another charset.
+    """
+    charset, *rest = extended.split("'", 2)
+    if len(rest) != 2 or charset.lower() not in _CHARSETS:
+        raise FormParserError("a file name in an unknown charset")
+    return unquote(rest[1], charset, "replace")
+
+
+def _options(value: str) -> tuple[str, dict[str, str]]:
+    """A header's first word in lower case and its parameters; of several with one name the first.
+
+    Our own reader: the time that Python's takes grows with the square of the length, and the multipart library's cuts a
+    file name at its last backslash. A backslash escapes a quote and itself; before anything else
+    it is part of the value, as in the path of a Windows user (contract 5.2), and before the header's last quote too: a
+    browser escapes no backslash, so this is a name that ends in one.
+
+    Raises:
+        FormParserError: the header cannot be read to its end.
+    """
+    kind = value.partition(";")[0]
+    options: dict[str, str] = {}
+    position = len(kind)
+    while position < len(value):
+        found = _PARAMETER.match(value, position)
+        if found is None:
+            raise FormParserError("a header that cannot be read")
+        name, quoted, plain = found.group("name", "quoted", "plain")
+        if name is not None:
+            options.setdefault(name.lower(), plain if quoted is None else _ESCAPED.sub(r"\1", quoted))
+        position = found.end()
+    return kind.strip().lower(), options

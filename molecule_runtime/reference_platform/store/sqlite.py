@@ -35,6 +35,8 @@ BUSY_TIMEOUT_MS = 5_000
 """How long a writer waits for another process's transaction before it gives up."""
 WAL_RETRY_S = 0.02
 """Seconds between two attempts to switch a new file to its write-ahead log while others try the same."""
+LOG_BYTES = 64 * 1024 * 1024
+"""What is left of the write-ahead log when it begins anew: an upload of 50 MB makes it grow far beyond."""
 READERS = 2
 """Reading threads: SQLite's part of a read is short, and Python runs one thread at a time."""
 LOOK_S = 0.05
@@ -259,6 +261,8 @@ def _engine(url: URL, *, begin: str, read_only: bool) -> Engine:
         cursor.execute("PRAGMA foreign_keys = ON")
         if read_only:
             cursor.execute("PRAGMA query_only = ON")
+        else:  # the writer begins the log anew, and without a limit it never gives its room back
+            cursor.execute(f"PRAGMA journal_size_limit = {LOG_BYTES}")
         cursor.close()
 
     @event.listens_for(engine, "begin")
