@@ -79,6 +79,13 @@ class _Stored:
     sha256: str
 
 
+@dataclass
+class _Place:
+    """Bytes held for a file on its way; 0 when they are held no longer."""
+
+    size: int
+
+
 class Uploads:
     """Fetches one workspace's files. `on_change` hears of every file that was stored or has failed."""
 
@@ -207,12 +214,16 @@ class Uploads:
 
     async def _attempt(self, record: FileRecord) -> bool:
         try:
-            stored = await self._fetch(record)
+            await self._fetch(record)
         except JournalUnusable:
             raise
         except MoleculeError as error:
             await self._missed(record, error)
             return False
+        return True
+
+    async def _keep(self, record: FileRecord, stored: _Stored) -> None:
+        """Tell the journal of a file that has its name."""
         await self._journal.off_loop(
             self._journal.files.stage,
             record.file_id,
@@ -222,7 +233,6 @@ class Uploads:
             now=self._now(),
         )
         log.info("uploads.staged", file_id=record.file_id, size_bytes=stored.size)
-        return True
 
     async def _missed(self, record: FileRecord, error: MoleculeError) -> None:
         failures = record.attempt + 1
@@ -279,10 +289,11 @@ class Uploads:
 
     # one file
 
-    async def _fetch(self, record: FileRecord) -> _Stored:
-        """The file on the disk, whole.
+    async def _fetch(self, record: FileRecord) -> None:
+        """Bring the file to the disk, whole, and into the journal.
 
         Raises:
+            JournalUnusable
             PlatformError, CredentialError: it did not come.
             FileTooLarge: it is more than was announced, or than any platform takes.
             FileNotStored: there is no place for it here.
@@ -290,19 +301,23 @@ class Uploads:
         path = self._path(record)
         there = await anyio.to_thread.run_sync(_whole_file, path)
         if there is not None:  # a process before this one was killed between the file and the journal
-            return there
+            await self._keep(record, there)
+            return
         if record.size is not None and record.size > MAX_FILE_BYTES:
             raise FileTooLarge(limit=MAX_FILE_BYTES)
         limit_s = GRACE_S + (record.size or MAX_FILE_BYTES) / SLOWEST_BYTES_PER_S
         try:
             async with asyncio.timeout(limit_s), AsyncExitStack() as held:
                 if record.size is not None:
-                    await held.enter_async_context(self._space(record.size))
+                    place = await held.enter_async_context(self._space(record.size))
                 download = await held.enter_async_context(self._client.download(record.file_id))
                 size = download.size if record.size is None else record.size
                 if record.size is None:
-                    await held.enter_async_context(self._space(size if size is not None else MAX_FILE_BYTES))
-                return await self._store(download.pieces, path, size)
+                    place = await held.enter_async_context(self._space(size if size is not None else MAX_FILE_BYTES))
+                stored = await self._store(download.pieces, path, size)
+                async with self._room:  # nobody sees its bytes counted twice, or not at all
+                    await self._keep(record, stored)
+                    self._release(place)
         except TimeoutError:
             raise TransferFailed(
                 endpoint="GET /workspaces/:id/pending-uploads/:file_id/content",
@@ -368,7 +383,7 @@ class Uploads:
     # room
 
     @asynccontextmanager
-    async def _space(self, size: int) -> AsyncIterator[None]:
+    async def _space(self, size: int) -> AsyncIterator[_Place]:
         """Hold `size` bytes of disk and quota while a file is written, removing handled files for them, oldest first.
 
         Raises:
@@ -377,10 +392,15 @@ class Uploads:
         async with self._room:
             await self._make_room(size)
             self._reserved_bytes += size
+        place = _Place(size)
         try:
-            yield
+            yield place
         finally:
-            self._reserved_bytes -= size
+            self._release(place)
+
+    def _release(self, place: _Place) -> None:
+        self._reserved_bytes -= place.size
+        place.size = 0
 
     async def _make_room(self, size: int) -> None:
         """Remove what is needed and no more: nothing at all where everything would not be enough."""

@@ -25,6 +25,7 @@ from molecule_runtime.inbox.files import FileRecord, FileState
 from molecule_runtime.inbox.journal import Journal
 from molecule_runtime.inbox.uploads import AT_A_TIME, PATIENCE, RETRY_LATER_S, WRITE_BYTES, Uploads
 from molecule_runtime.state import WorkspaceState
+from molecule_runtime.text import safe_file_name
 from molecule_runtime.wire.uploads import pending_uri
 from molecule_runtime.workspace import Roles, Workspace
 from tests.reference_platform.support import Member, Platform
@@ -647,6 +648,50 @@ async def test_a_sending_that_never_ended_holds_nothing_for_ever(
         await pass_time(clock, 59, sleepers=2)
         assert there.gets() == 0
         await meanwhile(clock, lambda: there.acks() == 1)
+
+
+async def test_a_defect_fails_one_file_and_stops_nothing(
+    faulty: FaultyPlatform,
+    journal: Journal,
+    state: WorkspaceState,
+    clock: ManualClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """uploads: what nobody foresaw is a reason like others, has its traceback in the log, and is tried again."""
+    faulty.play(serving())
+    bugs = [RuntimeError("a bug")]
+
+    def stumble(name: str) -> str:
+        if bugs:
+            raise bugs.pop()
+        return safe_file_name(name)
+
+    monkeypatch.setattr(uploads_module, "safe_file_name", stumble)
+    keep(journal, clock, notice(1), notice(2), messages=[naming(1, 2)])
+    async with uploading(faulty, journal, state, clock) as there:
+        await until(lambda: there.acks() == 1)
+        first, second = sorted(records(journal), key=lambda record: record.state)
+        assert (first.state, second.state) == (FileState.FAILED, FileState.STAGED)
+        assert "failed inside molecule-mcp (RuntimeError)" in (first.reason or "")
+        await meanwhile(clock, lambda: there.acks() == 2)
+
+
+async def test_a_message_that_waits_for_its_files_does_not_count_as_waiting(
+    faulty: FaultyPlatform, tmp_path: Path, clock: ManualClock
+) -> None:
+    """agent-side 5: `waiting` is what a call of wait_for_message would give."""
+    told = settings(WORKSPACE, PLATFORM_URL=faulty.url)
+    part = {"kind": "file", "file": {"uri": pending_uri(WORKSPACE, file_id(1)), "name": "a.txt"}}
+    faulty.feed.rows = [row(1, request_body={"params": {"message": {"parts": [part]}}})]
+    faulty.play(lambda asked: Fault.HANG if asked.path.endswith("/content") else None)
+    state = state_in(tmp_path / "state")
+    workspace = Workspace(told.workspaces[0], told, state=state, clock=clock, roles=Roles(beats=False))
+    async with running(workspace.run):
+        mailbox = await workspace.mailbox()
+        await until(lambda: mailbox.counts().new == 1)
+        assert (workspace.waiting(), mailbox.counts().files_pending) == (0, 1)
+        await pass_time(clock, 30, sleepers=3)
+        await until(lambda: workspace.waiting() == 1)
 
 
 async def test_a_workspace_tries_its_files_as_soon_as_its_feed_is_read_again(
