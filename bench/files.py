@@ -9,6 +9,7 @@ Alone: `python -m bench.files`.
 from __future__ import annotations
 
 import asyncio
+import math
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
@@ -26,6 +27,7 @@ from molecule_runtime.client import PlatformClient
 from molecule_runtime.clock import SystemClock
 from molecule_runtime.credentials import Credentials
 from molecule_runtime.inbox.classify import FilePart, UploadNotice
+from molecule_runtime.inbox.files import FileRecord, FileState
 from molecule_runtime.inbox.journal import Journal
 from molecule_runtime.inbox.uploads import Uploads
 from molecule_runtime.settings import Settings
@@ -98,8 +100,10 @@ class Agent:
 
     async def acked(self) -> None:
         """Wait until nothing is left to do."""
-        due_at = self._journal.files.next_due_at
-        await asyncio.to_thread(eventually, due_at, within_s=60, until=lambda moment: moment is None)
+        await asyncio.to_thread(eventually, self._unacked, within_s=60, until=lambda records: not records)
+
+    def _unacked(self) -> list[FileRecord]:
+        return self._journal.files.due(math.inf, {FileState.STAGED}, limit=1)
 
     def _pending(self) -> int:
         return self._journal.counts().files_pending
