@@ -40,10 +40,24 @@ def feed() -> list[dict[str, Any]]:
     return [*notices, row(9, request_body={"params": {"message": {"parts": parts}}})]
 
 
+def oddly_named() -> list[dict[str, Any]]:
+    """A message with files of names that are not shown as they are."""
+    names = ["two  spaces.txt", "👩‍👩.jpg", "a<b>.txt", " lead.txt"]
+    uris = [pending_uri(WORKSPACE, f"44444444-4444-4444-8444-{number:012d}") for number in range(5, 9)]
+    parts = [{"kind": "file", "file": {"uri": uri, "name": name}} for uri, name in zip(uris, names, strict=True)]
+    return [row(9, request_body={"params": {"message": {"parts": parts}}})]
+
+
 @pytest.fixture
-def faulty() -> Iterator[FaultyPlatform]:
+def rows() -> list[dict[str, Any]]:
+    """The feed from the first poll on."""
+    return feed()
+
+
+@pytest.fixture
+def faulty(rows: list[dict[str, Any]]) -> Iterator[FaultyPlatform]:
     with FaultyPlatform(row={}) as platform:
-        platform.feed.rows = feed()
+        platform.feed.rows = rows
         yield platform
 
 
@@ -115,16 +129,10 @@ async def test_a_file_that_takes_long_goes_on_after_the_answer(
     assert faulty.count("/content") == asked + 1
 
 
+@pytest.mark.parametrize("rows", [oddly_named()], ids=["oddly named"])
 async def test_a_file_is_found_by_every_name_it_is_shown_by(faulty: FaultyPlatform, context: ToolContext) -> None:
     """agent-side 5: what the message shows is what the tool takes, whatever was cleaned away."""
-    names = ["two  spaces.txt", "👩‍👩.jpg", "a<b>.txt", " lead.txt"]
-    ids = [f"44444444-4444-4444-8444-{number:012d}" for number in range(5, 9)]
-    parts = [
-        {"kind": "file", "file": {"uri": pending_uri(WORKSPACE, file_id), "name": name}}
-        for file_id, name in zip(ids, names, strict=True)
-    ]
     faulty.play(content(GONE))
-    faulty.feed.rows = [row(9, request_body={"params": {"message": {"parts": parts}}})]
     found = await run_tool(WAIT, context, {"timeout_secs": 20})
     asked = faulty.count("/content")
     for shown, _ in standing(found):
