@@ -39,6 +39,7 @@ from molecule_runtime.reference_platform.rate_limit import RateLimit
 from molecule_runtime.reference_platform.refusals import Refusal
 from molecule_runtime.reference_platform.routes import (
     activity,
+    delegations,
     health,
     messages,
     registry,
@@ -78,6 +79,7 @@ def _routes() -> list[BaseRoute]:
         *tokens.routes(),
         *messages.routes(),
         *activity.routes(),
+        *delegations.routes(),
         *uploads.routes(),
         *ws.routes(),
     ]

@@ -15,6 +15,8 @@ from molecule_runtime.reference_platform.metrics import Metrics
 from molecule_runtime.reference_platform.relay import Relay
 from molecule_runtime.reference_platform.services.activity import ActivityLog
 from molecule_runtime.reference_platform.services.chat_history import ChatHistories
+from molecule_runtime.reference_platform.services.delegation_records import DelegationRecords
+from molecule_runtime.reference_platform.services.delegations import Delegations
 from molecule_runtime.reference_platform.services.discovery import Discovery
 from molecule_runtime.reference_platform.services.forwarding import Forwarder
 from molecule_runtime.reference_platform.services.heartbeats import Heartbeats
@@ -52,6 +54,7 @@ class Parts:
     discovery: Discovery
     activity: ActivityLog
     inbound: Inbound
+    delegations: Delegations
     agent_messages: AgentMessageWriter
     chat_histories: ChatHistories
     pending_uploads: PendingUploads
@@ -71,6 +74,7 @@ def build_parts(config: PlatformConfig, clock: Clock) -> Parts:
     tokens = Tokens(store, clock)
     peers = Peers(store)
     activity = ActivityLog(store, bus, clock)
+    records = DelegationRecords(config.delegation_ledger_write, config.delegation_result_inbox_push)
     agents = PushAgents(development=config.development)
     forwarder = Forwarder(store, bus, activity, agents, clock)
     pending_uploads = UploadTables(store, clock, ttl=timedelta(seconds=config.pending_uploads_ttl_s))
@@ -91,7 +95,8 @@ def build_parts(config: PlatformConfig, clock: Clock) -> Parts:
         peers=peers,
         discovery=Discovery(store, development=config.development),
         activity=activity,
-        inbound=Inbound(store, peers, activity, forwarder, clock),
+        inbound=Inbound(store, bus, records, forwarder, clock),
+        delegations=Delegations(store, bus, records, clock),
         agent_messages=AgentMessageWriter(store, bus, clock),
         chat_histories=ChatHistories(store),
         pending_uploads=pending_uploads,

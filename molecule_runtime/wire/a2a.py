@@ -16,6 +16,7 @@ class Method(StrEnum):
     MESSAGE_SEND = "message/send"
     NOTIFY = "notify"
     CHAT_UPLOAD_RECEIVE = "chat_upload_receive"
+    DELEGATE = "delegate"
     DELEGATE_RESULT = "delegate_result"
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from molecule_runtime.wire._base import WireModel
+from molecule_runtime.wire._base import Timestamp, WireModel
 
 
 class DeliveryMode(StrEnum):
@@ -69,7 +69,10 @@ class HeartbeatReply(WireModel):
 
 
 class Peer(WireModel):
-    """One element of GET /registry/:id/peers: siblings, then children, then the parent."""
+    """One element of GET /registry/:id/peers: siblings, then children, then the parent.
+
+    `last_heartbeat_at` is ours alone: since when a peer that is away has been silent.
+    """
 
     id: str
     name: str
@@ -80,6 +83,7 @@ class Peer(WireModel):
     parent_id: str | None = None
     active_tasks: int = 0
     agent_card: dict[str, Any] | None = Field(default=None)
+    last_heartbeat_at: Timestamp | None = None
 
 
 class UpdateCardRequest(WireModel):
