@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from molecule_runtime.wire._base import WireModel
+from molecule_runtime.wire._base import Timestamp, WireModel
 
 
 class DeliveryMode(StrEnum):
@@ -80,6 +80,7 @@ class Peer(WireModel):
     parent_id: str | None = None
     active_tasks: int = 0
     agent_card: dict[str, Any] | None = Field(default=None)
+    last_heartbeat_at: Timestamp | None = None
 
 
 class UpdateCardRequest(WireModel):
