@@ -273,8 +273,10 @@ class Delegator:
         try:
             one = await self._client.delegation(delegation_id)
         except (NotFound, NotThePlatform):
-            rows = await self._client.delegations()
-            found = told_by_rows(rows, delegation_id)
+            try:
+                found = told_by_rows(await self._client.delegations(), delegation_id)
+            except NotFound:
+                found = None
             if found is None:
                 raise TaskUnknown(task_id=delegation_id) from None
             return found
