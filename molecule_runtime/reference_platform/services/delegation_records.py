@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import Enum, auto
 from typing import Any
 
@@ -23,9 +23,9 @@ from molecule_runtime.reference_platform.identifiers import canonical_uuid, new_
 from molecule_runtime.reference_platform.refusals import Refusal
 from molecule_runtime.reference_platform.services import delegation_ledger as ledger
 from molecule_runtime.reference_platform.services.activity import NewRow, append, logged_payload
-from molecule_runtime.reference_platform.services.delivery import admitted, store_message
+from molecule_runtime.reference_platform.services.delivery import admitted, lock_lines, store_message, without_url
 from molecule_runtime.reference_platform.services.envelope import Envelope, normalise
-from molecule_runtime.reference_platform.store.tables import activity_logs, workspaces
+from molecule_runtime.reference_platform.store.tables import activity_logs
 from molecule_runtime.text import shortened_to_bytes
 from molecule_runtime.wire.a2a import Method, joined_text
 from molecule_runtime.wire.activity import ActivityRow, ActivityType
@@ -71,6 +71,15 @@ class Opened:
 
 
 @dataclass(frozen=True)
+class Begun:
+    """How far the delivery has come; `target` and `task` when the target is to be called now."""
+
+    announcements: tuple[Announcement, ...] = ()
+    target: RowMapping | None = None
+    task: str = ""
+
+
+@dataclass(frozen=True)
 class Ending:
     """How a delegation ends: completed with a text, or failed or stuck with an error."""
 
@@ -100,6 +109,15 @@ class Answer(Enum):
     """A message like any other."""
 
 
+class Verdict(Enum):
+    """What the sweeper found a delegation to be."""
+
+    HEALTHY = auto()
+    LATE = auto()
+    STUCK = auto()
+    ERROR = auto()
+
+
 @dataclass(frozen=True)
 class DelegationRecords:
     """`keeps_ledger` off: nothing is written there, and nothing read. `fills_inbox` off: no results go to an inbox."""
@@ -114,52 +132,99 @@ class DelegationRecords:
             Refusal: 404, the delegator is unknown or removed.
         """
         # From here on nobody else looks for this key, so of several posts the first makes the delegation.
-        _lock(connection, delegator_id, request.target_id)
+        lock_lines(connection, delegator_id, request.target_id)
         if request.idempotency_key:
             known = self._made_by(connection, delegator_id, request.idempotency_key)
             if known is not None:
                 return known
         delegation_id = new_id()
         self._insert(connection, delegator_id, request, delegation_id, RowStatus.PENDING, now)
-        sent = Announcement(
-            EventName.DELEGATION_SENT,
-            delegator_id,
-            {
-                "delegation_id": delegation_id,
-                "target_id": request.target_id,
-                "task_preview": shortened_to_bytes(request.task, TASK_PREVIEW_BYTES),
-            },
-        )
+        sent = _sent(delegator_id, request, delegation_id)
         begun = self._begin(connection, delegator_id, request.target_id, delegation_id, request.task, now)
-        announcements = (sent,) if begun is None else _in_order(sent, begun)
-        return Opened(delegation_id, request.target_id, "delegated", to_call=begun is None, announcements=announcements)
+        return Opened(
+            delegation_id,
+            request.target_id,
+            "delegated",
+            to_call=begun.target is not None,
+            announcements=_in_order(sent, begun.announcements),
+        )
+
+    def record(
+        self, connection: Connection, delegator_id: str, request: RecordRequest, now: datetime
+    ) -> tuple[Announcement, ...]:
+        """Note a delegation whose task the delegator sends by itself; once for an id (contract 6.3).
+
+        Raises:
+            Refusal: 404, the delegator is unknown or removed.
+        """
+        lock_lines(connection, delegator_id)
+        if find_row(connection, delegator_id, request.delegation_id, Method.DELEGATE) is not None:
+            return ()
+        self._insert(connection, delegator_id, request, request.delegation_id, RowStatus.DISPATCHED, now)
+        if self.keeps_ledger:
+            ledger.transition(connection, delegator_id, request.delegation_id, DelegationStatus.DISPATCHED, now)
+        return (_sent(delegator_id, request, request.delegation_id),)
+
+    def claim(self, connection: Connection, delegator_id: str, delegation_id: str, now: datetime) -> Begun:
+        """Take a delegation that waits for its call, unless somebody else has.
+
+        What became of the target since the delegation was made is looked at once more: it may poll by now, or be gone.
+        """
+        waiting = find_row(connection, delegator_id, delegation_id, Method.DELEGATE)
+        if waiting is None:
+            return Begun()
+        target_id = waiting["target_id"]
+        lock_lines(connection, delegator_id, target_id)
+        taken = connection.execute(
+            update(activity_logs)
+            .where(_of(delegator_id, delegation_id, Method.DELEGATE), _rows.status == RowStatus.PENDING)
+            .values(status=RowStatus.DISPATCHED)
+        )
+        if not taken.rowcount:
+            return Begun()
+        task = waiting["request_body"]["task"]
+        begun = self._begin(connection, delegator_id, target_id, delegation_id, task, now)
+        if begun.target is None:
+            return begun
+        if self.keeps_ledger:
+            ledger.transition(connection, delegator_id, delegation_id, DelegationStatus.DISPATCHED, now)
+        dispatched = status_event(delegator_id, target_id, delegation_id, RowStatus.DISPATCHED)
+        return Begun((dispatched,), begun.target, task)
 
     def _begin(
         self, connection: Connection, delegator_id: str, target_id: str, delegation_id: str, task: str, now: datetime
-    ) -> tuple[Announcement, ...] | None:
-        """Give a polling target its message, or end what cannot be delivered; None when the target is to be called."""
+    ) -> Begun:
+        """Give a polling target its message, or end what cannot be delivered; else the target is to be called."""
         try:
             target = admitted(connection, delegator_id, target_id)
             assert target is not None  # a workspace is related to nobody unknown
+            if target["delivery_mode"] != DeliveryMode.POLL and not target["url"]:
+                raise without_url(target)
         except Refusal as refusal:
             failed = Ending(DelegationStatus.FAILED, error=refusal.text)
             closed = self.close(connection, delegator_id, delegation_id, failed, now)
-            return () if closed is None else closed.announcements
+            return Begun(() if closed is None else closed.announcements)
         if target["delivery_mode"] != DeliveryMode.POLL:
-            return None
+            return Begun(target=target)
         message = store_message(connection, target, delegator_id, task_envelope(delegation_id, task), now)
         logged = Announcement(EventName.ACTIVITY_LOGGED, target_id, logged_payload(message))
-        return (logged, *self.queue(connection, delegator_id, target_id, delegation_id, now))
+        return Begun((logged, *self.queue(connection, delegator_id, target_id, delegation_id, now)))
 
     def queue(
         self, connection: Connection, delegator_id: str, target_id: str, delegation_id: str, now: datetime
     ) -> tuple[Announcement, ...]:
-        """Note that the target has the task and answers later; the ledger says `dispatched` (contract 6.1, 6.5)."""
-        connection.execute(
+        """Note that the target has the task and answers later; the ledger says `dispatched` (contract 6.1, 6.5).
+
+        Nothing happens to a delegation that was closed meanwhile.
+        """
+        lock_lines(connection, delegator_id)
+        noted = connection.execute(
             update(activity_logs)
             .where(_of(delegator_id, delegation_id, Method.DELEGATE), _rows.status.in_(OPEN_ROWS))
             .values(status=RowStatus.QUEUED)
         )
+        if not noted.rowcount:
+            return ()
         result = NewRow(
             workspace_id=delegator_id,
             activity_type=ActivityType.DELEGATION,
@@ -183,7 +248,7 @@ class DelegationRecords:
 
         Everything that ends a delegation comes through here, so of several ends that are reported one counts.
         """
-        delegator = _lock(connection, delegator_id).get(delegator_id)
+        delegator = lock_lines(connection, delegator_id).get(delegator_id)
         error = None if ending.status is DelegationStatus.COMPLETED else ending.error or NO_REASON
         texts = {"preview": ending.text, "error": error or ""}
         target_id = connection.execute(
@@ -212,6 +277,46 @@ class DelegationRecords:
             inbox_row = append(connection, _inbox_row(delegator_id, delegation_id, ending.text, error), now)
         return Closed((event,), inbox_row)
 
+    def update(
+        self, connection: Connection, delegator_id: str, delegation_id: str, ending: Ending, now: datetime
+    ) -> tuple[Announcement, ...]:
+        """End a delegation by its delegator's word; one that is closed only gets the text that it lacks (6.4)."""
+        closed = self.close(connection, delegator_id, delegation_id, ending, now)
+        if closed is not None:
+            return closed.announcements
+        result = find_row(connection, delegator_id, delegation_id, Method.DELEGATE_RESULT)
+        same = result is not None and result["status"] == ending.row_status == RowStatus.COMPLETED
+        if ending.text and result is not None and same and not text_of(result):
+            self._write_result(connection, delegator_id, result["target_id"], delegation_id, ending, None, now)
+        return ()
+
+    def sweep(
+        self, connection: Connection, delegator_id: str, delegation_id: str, now: datetime, stuck_after: timedelta
+    ) -> tuple[Verdict, tuple[Announcement, ...]]:
+        """Judge a delegation that seemed due: its worker may have been heard meanwhile (contract 6.7)."""
+        lock_lines(connection, delegator_id)
+        line = ledger.find(connection, delegator_id, delegation_id, locked=True)
+        if line is None or DelegationStatus(line["status"]).is_final:
+            return Verdict.HEALTHY, ()
+        heard = line["last_heartbeat"]
+        if line["deadline"] < now:
+            verdict, ending = Verdict.LATE, Ending(DelegationStatus.FAILED, error="deadline exceeded by sweeper")
+        elif heard is None or now - heard <= stuck_after:
+            return Verdict.HEALTHY, ()
+        elif line["status"] != DelegationStatus.IN_PROGRESS:
+            return Verdict.ERROR, ()  # the ledger's rules do not let it be stuck
+        else:
+            silence = f"no heartbeat for {_go_duration(now - heard)}"
+            verdict, ending = Verdict.STUCK, Ending(DelegationStatus.STUCK, error=silence)
+        closed = self.close(connection, delegator_id, delegation_id, ending, now)
+        if closed is not None:
+            return verdict, closed.announcements
+        # It was ended while no ledger was kept, or its rows are gone: only the line is left to be closed.
+        row = find_row(connection, delegator_id, delegation_id, Method.DELEGATE)
+        status = ending.status if row is None else DelegationStatus(row["status"])
+        ledger.finish(connection, delegator_id, delegation_id, status, now, error=ending.error or "")
+        return Verdict.HEALTHY, ()
+
     def answer(
         self, connection: Connection, delegator_id: str, worker_id: str, envelope: Envelope, now: datetime
     ) -> Closed | Answer:
@@ -220,15 +325,14 @@ class DelegationRecords:
         It is one when it names an open delegation of this delegator to this very worker. A late or corrected answer is
         an ordinary message, so that nothing is lost.
         """
-        message = _message_of(envelope)
-        delegation_id = _named_delegation(message)
-        if envelope.method != Method.MESSAGE_SEND or delegation_id is None:
+        delegation_id = named_delegation(envelope)
+        if delegation_id is None:
             return Answer.ORDINARY
-        _lock(connection, delegator_id)
+        lock_lines(connection, delegator_id)
         delegate = find_row(connection, delegator_id, delegation_id, Method.DELEGATE)
         if delegate is None or delegate["target_id"] != worker_id:
             return Answer.ORDINARY
-        text = joined_text(message.get("parts"))
+        text = joined_text(_message_of(envelope).get("parts"))
         closed = self.close(connection, delegator_id, delegation_id, Ending(DelegationStatus.COMPLETED, text), now)
         if closed is not None:
             if closed.inbox_row is None:
@@ -331,6 +435,14 @@ def task_envelope(delegation_id: str, task: str) -> Envelope:
     return normalise({"method": Method.MESSAGE_SEND, "params": {"message": message, "metadata": {}}})
 
 
+def named_delegation(envelope: Envelope) -> str | None:
+    """The delegation that a message says it answers."""
+    metadata = _message_of(envelope).get("metadata")
+    if envelope.method != Method.MESSAGE_SEND or not isinstance(metadata, dict):
+        return None
+    return canonical_uuid(metadata.get("delegation_id"))
+
+
 def find_row(connection: Connection, delegator_id: str, delegation_id: str, method: Method) -> RowMapping | None:
     """The delegation's own row (`delegate`), or the one with its result."""
     query = select(activity_logs).where(_of(delegator_id, delegation_id, method))
@@ -349,15 +461,13 @@ def status_event(delegator_id: str, target_id: str, delegation_id: str, status: 
     return Announcement(EventName.DELEGATION_STATUS, delegator_id, payload)
 
 
-def _lock(connection: Connection, *workspace_ids: str) -> dict[str, RowMapping]:
-    """The lines of the workspaces that there are, kept from other writers until the transaction ends."""
-    query = (
-        select(workspaces)
-        .where(workspaces.c.id.in_(workspace_ids))
-        .order_by(workspaces.c.id)
-        .with_for_update(key_share=True)  # no key is changed: rows that refer to the workspace need not wait
-    )
-    return {row["id"]: row for row in connection.execute(query).mappings()}
+def _sent(delegator_id: str, request: DelegateRequest | RecordRequest, delegation_id: str) -> Announcement:
+    payload = {
+        "delegation_id": delegation_id,
+        "target_id": request.target_id,
+        "task_preview": shortened_to_bytes(request.task, TASK_PREVIEW_BYTES),
+    }
+    return Announcement(EventName.DELEGATION_SENT, delegator_id, payload)
 
 
 def _of(delegator_id: str, delegation_id: str, method: Method) -> ColumnElement[bool]:
@@ -389,12 +499,16 @@ def _in_order(sent: Announcement, begun: Iterable[Announcement]) -> tuple[Announ
     return (*logged, sent, *(one for one in begun if one.event is not EventName.ACTIVITY_LOGGED))
 
 
+def _go_duration(time: timedelta) -> str:
+    """Whole seconds as Go writes a duration, which is how operators know these errors: 10m1s."""
+    minutes, seconds = divmod(int(time.total_seconds()), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h{minutes}m{seconds}s"
+    return f"{minutes}m{seconds}s" if minutes else f"{seconds}s"
+
+
 def _message_of(envelope: Envelope) -> dict[str, Any]:
     params = envelope.body.get("params")
     message = params.get("message") if isinstance(params, dict) else None
     return message if isinstance(message, dict) else {}
-
-
-def _named_delegation(message: dict[str, Any]) -> str | None:
-    metadata = message.get("metadata")
-    return canonical_uuid(metadata.get("delegation_id")) if isinstance(metadata, dict) else None

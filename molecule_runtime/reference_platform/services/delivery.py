@@ -43,6 +43,21 @@ def _over_budget(target: RowMapping) -> bool:
     return target["budget_limit"] is not None and target["monthly_spend"] >= target["budget_limit"]
 
 
+def lock_lines(connection: Connection, *workspace_ids: str) -> dict[str, RowMapping]:
+    """The lines of the workspaces that there are, kept from other writers until the transaction ends.
+
+    A transaction that appends to several logs takes them here, first and in the order of their ids: two that took them
+    in different orders would wait for each other.
+    """
+    query = (
+        select(workspaces)
+        .where(workspaces.c.id.in_(workspace_ids))
+        .order_by(workspaces.c.id)
+        .with_for_update(key_share=True)  # no key is changed: rows that refer to the workspace need not wait
+    )
+    return {row["id"]: row for row in connection.execute(query).mappings()}
+
+
 def store_message(
     connection: Connection, target: RowMapping, source_id: str | None, envelope: Envelope, now: datetime
 ) -> ActivityRow:

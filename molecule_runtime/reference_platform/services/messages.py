@@ -24,6 +24,7 @@ from molecule_runtime.reference_platform.services.delegation_records import (
     Closed,
     DelegationRecords,
     emit_all,
+    named_delegation,
 )
 from molecule_runtime.reference_platform.services.delivery import admitted, store_message, without_url
 from molecule_runtime.reference_platform.services.envelope import Envelope, normalise
@@ -134,7 +135,7 @@ class Inbound:
             return QueuedForPoll(method=envelope.method)
         if not target["url"]:
             raise without_url(target)
-        if source_id is not None:
+        if source_id is not None and named_delegation(envelope) is not None:
             answer = await self._store.write(self._records.answer, target_id, source_id, envelope, self._clock.now())
             await emit_all(self._bus, answer.announcements if isinstance(answer, Closed) else ())
         return await self._forwarder.forward(target, source_id, envelope, timeout_s)
