@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
@@ -72,6 +73,37 @@ async def test_a_bug_is_a_logged_traceback_and_a_plain_500(platform: Platform, d
     assert [(entry["event"], entry["endpoint"]) for entry in logs] == [("request.failed", "GET /workspaces/:id")]
     metrics = (await platform.http.get("/metrics")).text
     assert 'molecule_http_requests_total{method="GET",path="/workspaces/:id",status="500"} 1.0' in metrics
+
+
+@pytest.mark.parametrize("begun", [b"", b'{"workspace_id": "'])
+async def test_a_client_that_goes_away_inside_its_body_is_nobodys_error(platform: Platform, begun: bytes) -> None:
+    """It was killed: no bug of the platform's, so no traceback and no 500 among the counts (ours)."""
+    messages = [{"type": "http.request", "body": begun, "more_body": True}, {"type": "http.disconnect"}]
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": "/registry/heartbeat",
+        "raw_path": b"",
+        "query_string": b"",
+        "root_path": "",
+        "headers": [(b"host", b"localhost")],
+        "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 2),
+    }
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return messages.pop(0)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    with capture_logs() as logs:
+        await platform.app(scope, receive, send)
+    assert (sent[0]["status"], logs) == (400, [])
 
 
 async def test_logs_hold_neither_tokens_nor_messages(platform: Platform) -> None:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import structlog
 from pydantic import BaseModel, ValidationError
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from molecule_runtime.reference_platform import strict_json
 from molecule_runtime.reference_platform.identifiers import canonical_uuid
@@ -46,12 +46,12 @@ async def read_json(request: Request, *, error: str = INVALID_BODY) -> Any:
         Refusal: 400, no JSON, or more than 1 MiB of it.
     """
     body = bytearray()
-    async for chunk in request.stream():
-        # What lies beyond the limit is read and dropped: an unread rest would spoil the connection for later calls.
-        body += chunk[: MAX_BODY_BYTES - len(body)]
     try:
+        async for chunk in request.stream():
+            # What lies beyond the limit is read and dropped: an unread rest would spoil the connection for later calls.
+            body += chunk[: MAX_BODY_BYTES - len(body)]
         return strict_json.parse(body)
-    except ValueError:
+    except (ValueError, ClientDisconnect):  # who went away inside the body hears nothing, and nobody need be told
         raise Refusal(400, error) from None
 
 
