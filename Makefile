@@ -8,7 +8,7 @@ CLIENTS := tests/clients
 CLIENTS_PYTHON := $(CLIENTS)/.venv/bin/python
 CLIENTS_STAMP := $(CLIENTS)/.venv/.installed
 
-.PHONY: demo test clients check bench docs clean
+.PHONY: demo test clients check bench soak docs clean
 
 demo: $(STAMP)
 	$(BIN)/molecule-mcp demo
@@ -27,6 +27,9 @@ check: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m bench
+
+soak: $(STAMP)
+	$(BIN)/python -m tests.soak
 
 docs: $(STAMP)
 	$(BIN)/python -m docs.generate

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -37,19 +36,6 @@ def _quiet() -> Iterator[None]:
 @pytest.fixture
 def clock() -> ManualClock:
     return ManualClock()
-
-
-@pytest.fixture(scope="session")
-def cluster() -> Iterator[postgres.Cluster]:
-    """A PostgreSQL server for this worker."""
-    programs = postgres.binaries()
-    if programs is None:
-        missing = "PostgreSQL is not installed (initdb neither on PATH nor in /usr/lib/postgresql/*/bin)"
-        if os.environ.get("CI", "").lower() in ("true", "1"):
-            pytest.fail(missing)
-        pytest.skip(missing)
-    with postgres.Cluster(programs) as cluster:
-        yield cluster
 
 
 class SharedDatabase:

@@ -106,8 +106,10 @@ class PlatformProcess:
         port: int = 0,
         workspace: str | None = None,
         stops_within_s: float = 10,
+        stderr: int = subprocess.DEVNULL,
         **env: str,
     ) -> None:
+        """`stderr` is a file descriptor for what it logs."""
         self.database = database
         self._stops_within_s = stops_within_s
         command = [sys.executable, "-m", "molecule_mcp", "platform", "--json"]
@@ -115,7 +117,7 @@ class PlatformProcess:
         if workspace is not None:
             command += ["--workspace", workspace]
         self._process = subprocess.Popen(
-            command, env=clean_env(**env), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            command, env=clean_env(**env), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr
         )
         assert self._process.stdout is not None
         started: dict[str, Any] = json.loads(self._process.stdout.readline())
