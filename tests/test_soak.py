@@ -93,6 +93,8 @@ TOLD = replace(SHOWN, how="call")
         (replace(BOOKS, notes=[replace(SHOWN, delegation_id="e"), SHOWN]), 1),
         (replace(BOOKS, notes=[SHOWN, POPPED, SHOWN_AGAIN]), 1),
         (replace(BOOKS, notes=[TOLD, SHOWN_AGAIN]), 1),
+        (replace(BOOKS, notes=[TOLD, SHOWN]), 0),  # they crossed
+        (replace(BOOKS, notes=[TOLD, SHOWN] * 2), 1),
         (replace(BOOKS, notes=[SHOWN, replace(SHOWN, what="odd")]), 1),
         (replace(BOOKS, left_open={"worker": {"parked": 1}}), 1),
     ],

@@ -28,6 +28,9 @@ ROWS = (
 )
 COMPLETED = "SELECT COUNT(*) FROM delegations WHERE status = 'completed'"
 
+CROSSED_AT_MOST = 100
+"""One job of so many may be answered in the moment between its acceptance and the call's wait: both are given it."""
+
 
 class Database:
     """The platform's database, read from outside: a SQLite file, or PostgreSQL by its URL."""
@@ -155,6 +158,9 @@ class Books:
             for note in self.notes
             if note.what in ("ended", "odd", "bug")
         ]
+        crossed = self.seen_twice()["call, then message"]
+        if crossed > 1 + len(self.jobs) / CROSSED_AT_MOST:
+            faults.append(f"{crossed} results that a call was given came as messages as well")
         put_away: set[str | None] = set()
         told: dict[str | None, Note] = {}
         noted: set[str] = set()

@@ -27,7 +27,7 @@ from tests.support.crew import append_to
 TURN_S = 5.0
 AGAIN_S = 0.3
 """The pause before the same is tried again."""
-WAITS_S = (0.0, 0.0, 0.3, 1.0)
+WAITS_S = (0.0, 0.0, 0.0, 0.3, 0.3, 1.0, 5.0)
 """How long a call waits for its result, one of these by chance."""
 PAUSE_S = 0.2
 """At most so long between two jobs that are handed out."""
