@@ -28,6 +28,7 @@ ROWS = (
 )
 COMPLETED = "SELECT COUNT(*) FROM delegations WHERE status = 'completed'"
 
+IN_ONE_LIFE = " in one life"
 CROSSED_AT_MOST = 100
 """One job of so many may be answered in the moment between its acceptance and the call's wait: both are given it."""
 
@@ -94,7 +95,7 @@ class Books:
         for note in self.notes:
             if note.what == "result":
                 if (before := last.get(note.delegation_id)) is not None:
-                    ways[f"{before.how}, then {note.how}"] += 1
+                    ways[f"{before.how}, then {note.how}{IN_ONE_LIFE if before.life == note.life else ''}"] += 1
                 last[note.delegation_id] = note
         return ways
 
@@ -158,7 +159,7 @@ class Books:
             for note in self.notes
             if note.what in ("ended", "odd", "bug")
         ]
-        crossed = self.seen_twice()["call, then message"]
+        crossed = self.seen_twice()["call, then message" + IN_ONE_LIFE]
         if crossed > 1 + len(self.jobs) / CROSSED_AT_MOST:
             faults.append(f"{crossed} results that a call was given came as messages as well")
         put_away: set[str | None] = set()
