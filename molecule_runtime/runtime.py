@@ -28,7 +28,9 @@ from molecule_runtime.errors import (
     MoleculeError,
     Problem,
     StateDirUnwritable,
+    TaskUnknown,
 )
+from molecule_runtime.inbox.delegations import DelegationRecord
 from molecule_runtime.inbox.mailbox import Arrivals, Mailbox, wait_for_any
 from molecule_runtime.peers import PeerView, Reached, find, peer_id_in, reached, refuse_nobody, refuse_self, unseen, way
 from molecule_runtime.settings import Settings, WorkspaceSettings
@@ -285,6 +287,38 @@ class Runtime:
         if not fresh:
             raise troubles[0][1]
         raise unseen(told, among, own=own, unasked=said_of(troubles))
+
+    async def task(self, task_id: str, workspace_id: str | None = None) -> tuple[Workspace, DelegationRecord]:
+        """A job as it stands, and the workspace that handed it out; of several the one that remembers it is asked.
+
+        Raises:
+            TaskUnknown: neither the journals nor the platforms know it.
+            MoleculeError: none knows it, and one could not be asked.
+        """
+        chosen = self.chosen(workspace_id)
+        remembering = [one for one in chosen if await (await one.delegator()).remembers(task_id)]
+        unknown: MoleculeError = TaskUnknown(task_id=task_id)
+        for workspace in remembering or chosen:
+            try:
+                return workspace, await (await workspace.delegator()).status(task_id)
+            except TaskUnknown:
+                continue
+            except MoleculeError as error:
+                unknown = error
+        raise unknown
+
+    async def tasks(self, limit: int, workspace_id: str | None = None) -> list[tuple[Workspace, DelegationRecord]]:
+        """The newest jobs that were handed out from here, newest first, each with the workspace that did.
+
+        Raises:
+            LocalStateError: a journal cannot be opened.
+        """
+        found = [
+            (workspace, record)
+            for workspace in self.chosen(workspace_id)
+            for record in await (await workspace.delegator()).latest(limit)
+        ]
+        return sorted(found, key=lambda one: one[1].created_at, reverse=True)[:limit]
 
     async def _ask_for_peers(
         self, workspaces: Sequence[Workspace], query: str = ""

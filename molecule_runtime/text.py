@@ -1,7 +1,7 @@
 """Text that stays whole: cuts on code points, names made safe to show, secrets taken out.
 
 A preview cut by bytes tears CJK and emoji and the row that holds it is lost (users of the existing system reported
-exactly that), so every cut of the product is one of the two functions here.
+exactly that), so every cut of the product is one of the three functions here.
 """
 
 from __future__ import annotations
@@ -54,6 +54,12 @@ def cut_code_points(text: str, limit: int = PREVIEW_CODE_POINTS) -> str:
 def cut_bytes(text: str, limit: int = LEDGER_PREVIEW_BYTES) -> str:
     """The longest prefix of at most `limit` UTF-8 bytes that ends on a code point; no mark is added."""
     return text.encode("utf-8", "replace")[:limit].decode("utf-8", "ignore")
+
+
+def shortened_to_bytes(text: str, limit: int) -> str:
+    """At most `limit` UTF-8 bytes, the "…" counted inside that ends it when something was cut (contract 6.1)."""
+    whole = cut_bytes(text, limit)
+    return whole if len(whole) == len(text) else cut_bytes(text, limit - len(ELLIPSIS.encode())) + ELLIPSIS
 
 
 def well_formed(text: str) -> str:

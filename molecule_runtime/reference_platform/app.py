@@ -3,7 +3,8 @@
     request -> CountRequests -> SecurityHeaders -> ForeignPageGuard -> CORS -> RateLimit -> LastResort -> routes/*
     routes  -> auth (who is asking) -> services/* (the rules) -> store/* (the facts) -> bus -> /ws
 
-`create_app` builds a platform without opening anything; its lifespan migrates the database and starts the sweepers.
+`create_app` builds a platform without opening anything; its lifespan migrates the database and starts the sweepers and
+the calls of delegations.
 `serve` runs one behind uvicorn on a socket of its own.
 """
 
@@ -39,6 +40,7 @@ from molecule_runtime.reference_platform.rate_limit import RateLimit
 from molecule_runtime.reference_platform.refusals import Refusal
 from molecule_runtime.reference_platform.routes import (
     activity,
+    delegations,
     health,
     messages,
     registry,
@@ -78,6 +80,7 @@ def _routes() -> list[BaseRoute]:
         *tokens.routes(),
         *messages.routes(),
         *activity.routes(),
+        *delegations.routes(),
         *uploads.routes(),
         *ws.routes(),
     ]
@@ -107,13 +110,14 @@ async def _lifespan(app: Starlette) -> AsyncIterator[None]:
     await parts.store.migrate()
     try:
         async with parts.relay.running():
-            sweeping = [asyncio.create_task(loop.run()) for loop in (parts.sweeper, parts.upload_sweeper)]
+            loops = (parts.sweeper, parts.upload_sweeper, parts.delegation_sweeper, parts.dispatcher)
+            running = [asyncio.create_task(loop.run()) for loop in loops]
             try:
                 yield
             finally:
-                for task in sweeping:
+                for task in running:
                     task.cancel()
-                await asyncio.wait(sweeping)
+                await asyncio.wait(running)
     finally:
         with anyio.move_on_after(CLOSE_S):  # a database that does not answer must not hold up the end
             await parts.store.close()

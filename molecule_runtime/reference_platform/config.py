@@ -28,12 +28,17 @@ PENDING_UPLOADS_TTL_S = 86_400.0
 PENDING_UPLOADS_ACK_RETENTION_S = 3600.0
 """How long an acked file stays for the canvas (contract 5.6)."""
 PENDING_UPLOADS_SWEEP_S = 300.0
+DELEGATION_SWEEPER_INTERVAL_S = 300.0
+DELEGATION_STUCK_THRESHOLD_S = 600.0
+"""Silence of a worker that had sent heartbeats, after which its delegation is stuck (contract 6.7)."""
 LONGEST_RETENTION_DAYS = 36_500.0
 """A century stands for "never" and still makes a date."""
 CORS_ORIGINS = ("http://localhost:3000", "http://localhost:3001")
 """Where a separately served canvas lives during development (contract 1.8)."""
 PRODUCTION = "production"
 DEVELOPMENT_NAMES = frozenset({"development", "dev"})
+OFF = frozenset({"0", "false", "no", "off"})
+"""What switches off what is on by default."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,10 @@ class PlatformConfig:
     pending_uploads_ttl_s: float = PENDING_UPLOADS_TTL_S
     pending_uploads_ack_retention_s: float = PENDING_UPLOADS_ACK_RETENTION_S
     pending_uploads_sweep_s: float = PENDING_UPLOADS_SWEEP_S
+    delegation_ledger_write: bool = True
+    delegation_result_inbox_push: bool = True
+    delegation_sweeper_interval_s: float = DELEGATION_SWEEPER_INTERVAL_S
+    delegation_stuck_threshold_s: float = DELEGATION_STUCK_THRESHOLD_S
 
     def __post_init__(self) -> None:
         if not is_loopback(self.host) and not self.admin_token:
@@ -113,6 +122,15 @@ class PlatformConfig:
                 LONGEST_RETENTION_DAYS * 86_400,
             ),
             pending_uploads_sweep_s=_positive(values.get("PENDING_UPLOADS_SWEEP_S"), PENDING_UPLOADS_SWEEP_S),
+            delegation_ledger_write=_switched_on(values.get("DELEGATION_LEDGER_WRITE")),
+            delegation_result_inbox_push=_switched_on(values.get("DELEGATION_RESULT_INBOX_PUSH")),
+            delegation_sweeper_interval_s=_positive(
+                values.get("DELEGATION_SWEEPER_INTERVAL_S"), DELEGATION_SWEEPER_INTERVAL_S
+            ),
+            delegation_stuck_threshold_s=min(
+                _positive(values.get("DELEGATION_STUCK_THRESHOLD_S"), DELEGATION_STUCK_THRESHOLD_S),
+                LONGEST_RETENTION_DAYS * 86_400,
+            ),
         )
 
     @property
@@ -151,6 +169,10 @@ def _positive(text: str | None, default: float) -> float:
     except ValueError:
         return default
     return value if math.isfinite(value) and value > 0 else default
+
+
+def _switched_on(text: str | None) -> bool:
+    return (text or "").strip().lower() not in OFF
 
 
 def _count(text: str | None) -> int:

@@ -15,6 +15,9 @@ from molecule_runtime.reference_platform.metrics import Metrics
 from molecule_runtime.reference_platform.relay import Relay
 from molecule_runtime.reference_platform.services.activity import ActivityLog
 from molecule_runtime.reference_platform.services.chat_history import ChatHistories
+from molecule_runtime.reference_platform.services.delegation_dispatch import DelegationDispatcher
+from molecule_runtime.reference_platform.services.delegation_records import DelegationRecords
+from molecule_runtime.reference_platform.services.delegations import Delegations
 from molecule_runtime.reference_platform.services.discovery import Discovery
 from molecule_runtime.reference_platform.services.forwarding import Forwarder
 from molecule_runtime.reference_platform.services.heartbeats import Heartbeats
@@ -29,7 +32,7 @@ from molecule_runtime.reference_platform.services.uploads import ChatUploads
 from molecule_runtime.reference_platform.services.workspace_edits import WorkspaceEdits
 from molecule_runtime.reference_platform.services.workspaces import Workspaces
 from molecule_runtime.reference_platform.store.engine import Store
-from molecule_runtime.reference_platform.sweeper import Sweeper, UploadSweeper
+from molecule_runtime.reference_platform.sweeper import DelegationSweeper, Sweeper, UploadSweeper
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,8 @@ class Parts:
     discovery: Discovery
     activity: ActivityLog
     inbound: Inbound
+    delegations: Delegations
+    dispatcher: DelegationDispatcher
     agent_messages: AgentMessageWriter
     chat_histories: ChatHistories
     pending_uploads: PendingUploads
@@ -59,6 +64,7 @@ class Parts:
     upload_forwarder: UploadForwarder
     sweeper: Sweeper
     upload_sweeper: UploadSweeper
+    delegation_sweeper: DelegationSweeper
 
 
 def build_parts(config: PlatformConfig, clock: Clock) -> Parts:
@@ -71,8 +77,11 @@ def build_parts(config: PlatformConfig, clock: Clock) -> Parts:
     tokens = Tokens(store, clock)
     peers = Peers(store)
     activity = ActivityLog(store, bus, clock)
+    records = DelegationRecords(config.delegation_ledger_write, config.delegation_result_inbox_push)
     agents = PushAgents(development=config.development)
     forwarder = Forwarder(store, bus, activity, agents, clock)
+    dispatcher = DelegationDispatcher(store, bus, records, forwarder, clock)
+    delegations = Delegations(store, bus, records, dispatcher, clock)
     pending_uploads = UploadTables(store, clock, ttl=timedelta(seconds=config.pending_uploads_ttl_s))
     presence = Presence(store, bus, clock, stale_after_s=config.stale_after_s)
     return Parts(
@@ -91,7 +100,9 @@ def build_parts(config: PlatformConfig, clock: Clock) -> Parts:
         peers=peers,
         discovery=Discovery(store, development=config.development),
         activity=activity,
-        inbound=Inbound(store, peers, activity, forwarder, clock),
+        inbound=Inbound(store, bus, records, forwarder, clock),
+        delegations=delegations,
+        dispatcher=dispatcher,
         agent_messages=AgentMessageWriter(store, bus, clock),
         chat_histories=ChatHistories(store),
         pending_uploads=pending_uploads,
@@ -102,6 +113,7 @@ def build_parts(config: PlatformConfig, clock: Clock) -> Parts:
             tokens,
             relay,
             activity,
+            delegations,
             clock,
             interval_s=config.sweep_interval_s,
             retention=timedelta(days=config.activity_retention_days),
@@ -113,6 +125,13 @@ def build_parts(config: PlatformConfig, clock: Clock) -> Parts:
             clock,
             interval_s=config.pending_uploads_sweep_s,
             acked_for=timedelta(seconds=config.pending_uploads_ack_retention_s),
+        ),
+        delegation_sweeper=DelegationSweeper(
+            delegations,
+            dispatcher,
+            clock,
+            interval_s=config.delegation_sweeper_interval_s,
+            stuck_after=timedelta(seconds=config.delegation_stuck_threshold_s),
         ),
     )
 

@@ -1,5 +1,5 @@
-"""The platform's housekeeping: a loop that marks silent workspaces (contract 2.4) and deletes old rows (4.3), and one
-that deletes files of the chat (5.6).
+"""The platform's housekeeping: a loop that marks silent workspaces (contract 2.4) and deletes old rows (4.3), one that
+deletes files of the chat (5.6), and one that ends delegations which nobody works on any more (6.7).
 
 With a period of 15 s and a window of 90 s an agent shows as gone 90-105 s after its last beat. A chore that fails is
 logged, the others are done and the next round comes: the loops end only with the platform.
@@ -17,6 +17,8 @@ from molecule_runtime.clock import Clock
 from molecule_runtime.reference_platform.metrics import Metrics, SweepOutcome
 from molecule_runtime.reference_platform.relay import Relay
 from molecule_runtime.reference_platform.services.activity import ActivityLog
+from molecule_runtime.reference_platform.services.delegation_dispatch import DelegationDispatcher
+from molecule_runtime.reference_platform.services.delegations import Delegations, SweptDelegations
 from molecule_runtime.reference_platform.services.pending_uploads import PendingUploads, Swept
 from molecule_runtime.reference_platform.services.presence import Presence
 from molecule_runtime.reference_platform.services.tokens import Tokens
@@ -25,6 +27,8 @@ PRUNED_A_ROUND = 10_000
 """Rows of activity deleted between two sweeps: about a second's work."""
 UPLOAD_SWEEP_DEADLINE_S = 30.0
 """Seconds that one sweep of files may take (contract 5.6)."""
+DELEGATION_SWEEP_DEADLINE_S = 30.0
+"""Seconds that one sweep of delegations may take; what it did not come to is there at the next."""
 
 log = structlog.get_logger(__name__)
 
@@ -38,6 +42,7 @@ class Sweeper:
         tokens: Tokens,
         relay: Relay,
         activity: ActivityLog,
+        delegations: Delegations,
         clock: Clock,
         *,
         interval_s: float,
@@ -48,6 +53,7 @@ class Sweeper:
         self._tokens = tokens
         self._relay = relay
         self._activity = activity
+        self._delegations = delegations
         self._clock = clock
         self._interval_s = interval_s
         self._retention = retention
@@ -73,17 +79,20 @@ class Sweeper:
         return stale
 
     async def retain_if_due(self) -> int:
-        """Delete activity that is too old, when an interval has passed; the number of rows.
+        """Delete activity that is too old, and what the ledger has from then, when an interval has passed.
 
-        A round deletes a part of very many rows, so that the next sweep is in time, and stays due.
+        A round deletes a part of very many rows, so that the next sweep is in time, and stays due. The number of rows
+        of activity.
 
         Raises:
             StoreError: the database failed.
         """
         if self._clock.monotonic() < self._retention_due:
             return 0
-        deleted = await self._activity.prune(self._clock.now() - self._retention, at_most=PRUNED_A_ROUND)
+        older_than = self._clock.now() - self._retention
+        deleted = await self._activity.prune(older_than, at_most=PRUNED_A_ROUND)
         if deleted < PRUNED_A_ROUND:
+            await self._delegations.prune(older_than)
             self._retention_due = self._clock.monotonic() + self._retention_interval_s
         log.info("activity.pruned", count=deleted)
         return deleted
@@ -149,3 +158,52 @@ class UploadSweeper:
         except Exception:  # the edge of the loop: one bad sweep must not end all others
             self._metrics.uploads_swept(SweepOutcome.ERROR)
             log.exception("pendinguploads.sweep_failed")
+
+
+class DelegationSweeper:
+    """Ends delegations that are past their deadline or whose worker fell silent: at once, then every `interval_s`."""
+
+    def __init__(
+        self,
+        delegations: Delegations,
+        dispatcher: DelegationDispatcher,
+        clock: Clock,
+        *,
+        interval_s: float,
+        stuck_after: timedelta,
+        deadline_s: float = DELEGATION_SWEEP_DEADLINE_S,
+    ) -> None:
+        self._delegations = delegations
+        self._dispatcher = dispatcher
+        self._clock = clock
+        self._interval_s = interval_s
+        self._stuck_after = stuck_after
+        self._deadline_s = deadline_s
+
+    async def run(self) -> None:
+        """Sweep until cancelled; from the second time on, also begin what a process left uncalled when it died."""
+        while True:
+            await _attempt(self._in_time)
+            await self._clock.sleep(self._interval_s)
+            await _attempt(self._dispatcher.pick_up)
+
+    async def sweep_once(self) -> SweptDelegations:
+        """One sweep: what it did, by the reason.
+
+        Raises:
+            StoreError: the database cannot tell what is due.
+        """
+        swept = await self._delegations.sweep(self._stuck_after)
+        if swept != SweptDelegations():
+            log.info(
+                "delegations.swept",
+                deadline_failures=swept.deadline_failures,
+                stuck=swept.stuck,
+                errors=swept.errors,
+            )
+        return swept
+
+    async def _in_time(self) -> None:
+        # Real time, not the platform's clock: it bounds a database, and no test waits for it to pass.
+        with anyio.fail_after(self._deadline_s):
+            await self.sweep_once()

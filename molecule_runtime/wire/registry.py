@@ -69,7 +69,10 @@ class HeartbeatReply(WireModel):
 
 
 class Peer(WireModel):
-    """One element of GET /registry/:id/peers: siblings, then children, then the parent."""
+    """One element of GET /registry/:id/peers: siblings, then children, then the parent.
+
+    `last_heartbeat_at` is ours alone: since when a peer that is away has been silent.
+    """
 
     id: str
     name: str

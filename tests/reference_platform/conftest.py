@@ -117,7 +117,13 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Databas
 def config(database: Database) -> PlatformConfig:
     """Development mode: loopback, no ADMIN_TOKEN. Its own sweeps never come, so that they do not race with a test's."""
     never = 10.0**9
-    return PlatformConfig(database=database.url, port=0, sweep_interval_s=never, pending_uploads_sweep_s=never)
+    return PlatformConfig(
+        database=database.url,
+        port=0,
+        sweep_interval_s=never,
+        pending_uploads_sweep_s=never,
+        delegation_sweeper_interval_s=never,
+    )
 
 
 @pytest.fixture

@@ -87,7 +87,7 @@ async def test_old_rows_go_with_the_first_cleanup_one_interval_after_the_start(
         (young,) = await said(platform, member, "young")
 
         async def asleep() -> bool:
-            return clock.sleepers == 2  # the sweeper of files sleeps for ever
+            return clock.sleepers == 3  # the sweepers of files and delegations sleep for ever
 
         async def old_gone() -> bool:
             return (await get(platform, member, since_id=old[0]))[0] == 410

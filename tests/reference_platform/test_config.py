@@ -33,6 +33,10 @@ def test_defaults_of_an_empty_environment() -> None:
         pending_uploads_ttl_s=86_400.0,
         pending_uploads_ack_retention_s=3600.0,
         pending_uploads_sweep_s=300.0,
+        delegation_ledger_write=True,
+        delegation_result_inbox_push=True,
+        delegation_sweeper_interval_s=300.0,
+        delegation_stuck_threshold_s=600.0,
     )
 
 
@@ -55,6 +59,10 @@ def test_every_variable_is_read() -> None:
             "PENDING_UPLOADS_TTL_S": "60",
             "PENDING_UPLOADS_ACK_RETENTION_S": "5",
             "PENDING_UPLOADS_SWEEP_S": "0.5",
+            "DELEGATION_LEDGER_WRITE": "0",
+            "DELEGATION_RESULT_INBOX_PUSH": " Off ",
+            "DELEGATION_SWEEPER_INTERVAL_S": "1",
+            "DELEGATION_STUCK_THRESHOLD_S": "2",
         }
     )
     assert (config.admin_token, config.environment) == ("secret", "production")
@@ -65,6 +73,8 @@ def test_every_variable_is_read() -> None:
     assert (config.upload_max_file_bytes, config.upload_max_request_bytes) == (100 * 1024**2, 10 * 1024**3)
     assert (config.pending_uploads_ttl_s, config.pending_uploads_ack_retention_s) == (60.0, 5.0)
     assert config.pending_uploads_sweep_s == 0.5
+    assert (config.delegation_ledger_write, config.delegation_result_inbox_push) == (False, False)
+    assert (config.delegation_sweeper_interval_s, config.delegation_stuck_threshold_s) == (1.0, 2.0)
     assert "secret" not in repr(config)
 
 

@@ -117,7 +117,7 @@ async def test_the_loop_sweeps_by_itself_and_survives_a_failing_store(
         member = await platform.join()
 
         async def asleep() -> bool:
-            return clock.sleepers == 2  # the sweeper of files sleeps for ever
+            return clock.sleepers == 3  # the sweepers of files and delegations sleep for ever
 
         await until(asleep)
         database.sql("ALTER TABLE workspaces RENAME TO hidden")

@@ -21,7 +21,7 @@ from molecule_runtime.reference_platform.store.tables import metadata, workspace
 
 from .support import Database, PostgresDatabase, SqliteFile, only, running, until
 
-NEWEST = [("0003",)]
+NEWEST = [("0004",)]
 INSERT = (
     "INSERT INTO workspaces (id, name, tier, status, runtime, delivery_mode, url, active_tasks, "
     "max_concurrent_tasks, last_error_rate, last_sample_error, uptime_seconds, current_task, monthly_spend, x, y, "

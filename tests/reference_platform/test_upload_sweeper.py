@@ -50,12 +50,12 @@ def counting(platform: Platform, expected: tuple[int, int, int]) -> Callable[[],
 
 
 async def asleep(clock: ManualClock) -> None:
-    """Wait until both sweepers wait for time to pass."""
+    """Wait until all three sweepers wait for time to pass."""
 
-    async def both() -> bool:
-        return clock.sleepers == 2
+    async def all_of_them() -> bool:
+        return clock.sleepers == 3
 
-    await until(both)
+    await until(all_of_them)
 
 
 async def test_each_arm_deletes_just_what_is_due(platform: Platform, database: Database, clock: ManualClock) -> None:

@@ -29,13 +29,19 @@ def user(number: int, text: str, **more: Any) -> Message:
     return Message(id_of(number), Kind.CANVAS_USER, "", text, WHEN, "message/send", **more)
 
 
+def result(n: int, text: str, outcome: str) -> Message:
+    """The result of a delegation."""
+    kind, method = Kind.DELEGATION_RESULT, "delegate_result"
+    return Message(id_of(n), kind, "", text, WHEN, method, delegation_id=FILE_ID, outcome=outcome)
+
+
 EXPECTED: list[Classified] = [
     user(1, "hello 世界 🌍"),
     Echo(id_of(2)),
     Echo(id_of(3)),
     UploadNotice(id_of(4), FILE_ID, PDF),
-    Message(id_of(5), Kind.DELEGATION_RESULT, "", "the whole result", WHEN, "delegate_result", delegation_id=FILE_ID),
-    Message(id_of(6), Kind.DELEGATION_RESULT, "", "peer went away", WHEN, "delegate_result", delegation_id=FILE_ID),
+    result(5, "the whole result", "completed"),
+    result(6, "peer went away", "failed"),
     Message(id_of(7), Kind.PEER_AGENT, PEER, "hello", WHEN, "message/send"),
     Message(id_of(8), Kind.PEER_AGENT, PEER, "something new", WHEN, "tasks/unheard_of"),
     user(9, "v0 parts"),

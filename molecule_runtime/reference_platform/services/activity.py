@@ -44,7 +44,10 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True)
 class NewRow:
-    """A row to append; id, sequence number and time are given by `append`."""
+    """A row to append; id, sequence number and time are given by `append`.
+
+    The last two stay inside: by them the rows of a delegation are found.
+    """
 
     workspace_id: str
     activity_type: ActivityType
@@ -57,6 +60,8 @@ class NewRow:
     duration_ms: int | None = None
     status: str = "ok"
     error_detail: str | None = None
+    delegation_id: str | None = None
+    idempotency_key: str | None = None
 
 
 @dataclass(frozen=True)
@@ -163,6 +168,8 @@ def append(connection: Connection, row: NewRow, now: datetime) -> ActivityRow:
         "status": row.status,
         "error_detail": row.error_detail,
         "created_at": _EPOCH + timedelta(microseconds=taken.last_row_us),
+        "delegation_id": row.delegation_id,
+        "idempotency_key": row.idempotency_key,
     }
     connection.execute(insert(activity_logs).values(values))
     return ActivityRow.model_validate(values)

@@ -15,6 +15,7 @@ from molecule_runtime.reference_platform import strict_json
 from molecule_runtime.reference_platform.bus import EventBus
 from molecule_runtime.reference_platform.refusals import Refusal
 from molecule_runtime.reference_platform.services.activity import ActivityLog, NewRow, append
+from molecule_runtime.reference_platform.services.delivery import lock_lines
 from molecule_runtime.reference_platform.services.envelope import Envelope
 from molecule_runtime.reference_platform.services.push import (
     Answered,
@@ -39,11 +40,16 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True)
 class Forwarded:
-    """What the sender is told."""
+    """What the sender is told.
+
+    `restarting`: the agent said that it is starting anew and took nothing. It stays inside, since of an error only its
+    text is passed on.
+    """
 
     status: int
     body: dict[str, Any]
     retry_after_s: int | None = None
+    restarting: bool = False
 
 
 @dataclass(frozen=True)
@@ -132,7 +138,9 @@ def _refused(status: int, body: bytes) -> _Result:
     error = answer.get("error") if answer is not None else None
     if not isinstance(error, str) or not error:
         error = status_text(status)
-    return _Result(Forwarded(BODILESS.get(status, status), {"error": error}), response_body=answer, error=error)
+    restarting = status == 503 and answer is not None and answer.get("restarting") is True
+    reply = Forwarded(BODILESS.get(status, status), {"error": error}, restarting=restarting)
+    return _Result(reply, response_body=answer, error=error)
 
 
 def _unreadable(reason: str) -> _Result:
@@ -176,7 +184,9 @@ def _row(target: RowMapping, source_id: str | None, envelope: Envelope, result: 
 
 
 def _store(connection: Connection, row: NewRow, stamped: str | None, now: datetime) -> ActivityRow:
-    """Append the row and note that the sender reached somebody; the target's line first, as everywhere."""
+    """Append the row and note that the sender reached somebody."""
+    if stamped is not None:
+        lock_lines(connection, row.workspace_id, stamped)
     stored = append(connection, row, now)
     if stamped is not None:
         connection.execute(update(workspaces).where(workspaces.c.id == stamped).values(last_outbound_at=now))

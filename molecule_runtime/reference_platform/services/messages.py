@@ -12,24 +12,31 @@ from datetime import datetime
 from typing import Any
 
 import structlog
-from sqlalchemy import Connection, RowMapping, select
+from sqlalchemy import Connection, RowMapping
 
 from molecule_runtime.clock import Clock
 from molecule_runtime.reference_platform.bus import EventBus
 from molecule_runtime.reference_platform.refusals import Refusal, workspace_not_found
-from molecule_runtime.reference_platform.services.activity import ActivityLog, NewRow, append
+from molecule_runtime.reference_platform.services.activity import NewRow, append, logged_payload
+from molecule_runtime.reference_platform.services.delegation_records import (
+    Announcement,
+    Answer,
+    Closed,
+    DelegationRecords,
+    emit_all,
+    named_delegation,
+)
+from molecule_runtime.reference_platform.services.delivery import admitted, store_message, without_url
 from molecule_runtime.reference_platform.services.envelope import Envelope, normalise
 from molecule_runtime.reference_platform.services.forwarding import Forwarded, Forwarder
-from molecule_runtime.reference_platform.services.peers import Peers
 from molecule_runtime.reference_platform.services.workspaces import living_name
 from molecule_runtime.reference_platform.store.engine import Store, StoreError
-from molecule_runtime.reference_platform.store.tables import workspaces
 from molecule_runtime.text import cut_code_points
 from molecule_runtime.wire.a2a import Method
-from molecule_runtime.wire.activity import ActivityRow, ActivityType
+from molecule_runtime.wire.activity import ActivityType
 from molecule_runtime.wire.chat import Attachment
 from molecule_runtime.wire.events import EventName
-from molecule_runtime.wire.registry import DeliveryMode, WorkspaceStatus
+from molecule_runtime.wire.registry import DeliveryMode
 
 log = structlog.get_logger(__name__)
 
@@ -91,10 +98,12 @@ class QueuedForPoll:
 class Inbound:
     """Receives messages for workspaces."""
 
-    def __init__(self, store: Store, peers: Peers, activity: ActivityLog, forwarder: Forwarder, clock: Clock) -> None:
+    def __init__(
+        self, store: Store, bus: EventBus, records: DelegationRecords, forwarder: Forwarder, clock: Clock
+    ) -> None:
         self._store = store
-        self._peers = peers
-        self._activity = activity
+        self._bus = bus
+        self._records = records
         self._forwarder = forwarder
         self._clock = clock
 
@@ -108,49 +117,42 @@ class Inbound:
         `posted` is the parsed body, or the `Refusal` of a body that could not be parsed: who may not talk to the
         target is told so before anything is said about the body.
 
+        A worker's answer to a delegation closes it, and stands in the inbox as its result instead of a message.
+
         Raises:
             Refusal: in the contract's order of denial: removed, hierarchy, budget, body, unknown, no way to deliver.
             StoreError: the database failed.
         """
-        target = await self._store.read(_select_target, target_id)
-        if target is not None and target["status"] == WorkspaceStatus.REMOVED:
-            raise workspace_not_found()
-        if source_id is not None and not await self._peers.can_communicate(source_id, target_id):
-            raise Refusal(403, "access denied: workspaces cannot communicate per hierarchy rules")
-        if target is not None and _over_budget(target):
-            raise Refusal(402, "workspace budget limit exceeded")
+        target = await self._store.read(admitted, source_id, target_id)
         if isinstance(posted, Refusal):
             raise posted
         envelope = normalise(posted)
         if target is None:
             raise workspace_not_found()
         if target["delivery_mode"] == DeliveryMode.POLL:
-            row = await self._store.write(_store_message, target, source_id, envelope, self._clock.now())
-            await self._activity.announce(row)
+            announcements = await self._store.write(self._take, target, source_id, envelope, self._clock.now())
+            await emit_all(self._bus, announcements)
             return QueuedForPoll(method=envelope.method)
         if not target["url"]:
-            raise Refusal(503, "workspace has no URL", extra={"status": target["status"]})
+            raise without_url(target)
+        if source_id is not None and named_delegation(envelope) is not None:
+            answer = await self._store.write(self._records.answer, target_id, source_id, envelope, self._clock.now())
+            await emit_all(self._bus, answer.announcements if isinstance(answer, Closed) else ())
         return await self._forwarder.forward(target, source_id, envelope, timeout_s)
 
-
-def _select_target(connection: Connection, workspace_id: str) -> RowMapping | None:
-    return connection.execute(select(workspaces).where(workspaces.c.id == workspace_id)).mappings().one_or_none()
-
-
-def _over_budget(target: RowMapping) -> bool:
-    return target["budget_limit"] is not None and target["monthly_spend"] >= target["budget_limit"]
-
-
-def _store_message(
-    connection: Connection, target: RowMapping, source_id: str | None, envelope: Envelope, now: datetime
-) -> ActivityRow:
-    row = NewRow(
-        workspace_id=target["id"],
-        activity_type=ActivityType.A2A_RECEIVE,
-        method=envelope.method,
-        summary=f"{envelope.method} → {target['name']} (queued for poll)",
-        source_id=source_id,
-        target_id=target["id"],
-        request_body=envelope.body,
-    )
-    return append(connection, row, now)
+    def _take(
+        self, connection: Connection, target: RowMapping, source_id: str | None, envelope: Envelope, now: datetime
+    ) -> Sequence[Announcement]:
+        """Write a message into the log of a workspace that polls, or what it is the answer to; what to announce."""
+        announcements: tuple[Announcement, ...] = ()
+        if source_id is not None:
+            answer = self._records.answer(connection, target["id"], source_id, envelope, now)
+            if answer is Answer.REPLAY:
+                return ()
+            if isinstance(answer, Closed):
+                announcements = answer.announcements
+                if answer.inbox_row is not None:
+                    return announcements
+        row = store_message(connection, target, source_id, envelope, now)
+        logged = Announcement(EventName.ACTIVITY_LOGGED, row.workspace_id, logged_payload(row))
+        return (logged, *announcements)

@@ -1,4 +1,4 @@
-"""The tables, for SQLite and PostgreSQL alike (contract 1.2, 2, 3, 4.3).
+"""The tables, for SQLite and PostgreSQL alike (contract 1.2, 2, 3, 4.3, 5.6, 6.5).
 
 The live schema comes from the migrations; a test compares the two.
 """
@@ -139,7 +139,48 @@ activity_logs = Table(
     Column("status", String(32), nullable=False),
     Column("error_detail", PlainText),
     Column("created_at", UtcDateTime, nullable=False),
+    # Never on the wire: how the rows of a delegation are found, and that one key of a delegator makes one of them.
+    Column("delegation_id", String(36)),
+    Column("idempotency_key", PlainText),
     UniqueConstraint("workspace_id", "seq"),
+    Index(None, "created_at"),
+)
+_activity = activity_logs.c
+Index(
+    "ix_activity_logs_delegation_id",
+    _activity.delegation_id,
+    _activity.workspace_id,
+    postgresql_where=_activity.delegation_id.is_not(None),
+    sqlite_where=_activity.delegation_id.is_not(None),
+)
+Index(
+    "uq_activity_logs_workspace_id_idempotency_key",
+    _activity.workspace_id,
+    _activity.idempotency_key,
+    unique=True,
+    postgresql_where=_activity.idempotency_key.is_not(None),
+    sqlite_where=_activity.idempotency_key.is_not(None),
+)
+
+delegations = Table(
+    "delegations",
+    metadata,
+    Column("delegation_id", String(36), primary_key=True),
+    # No foreign keys: a delegation outlives both its ends until the retention takes it.
+    Column("caller_id", String(36), nullable=False),
+    Column("callee_id", String(36), nullable=False),
+    Column("task_preview", PlainText, nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("error_detail", PlainText),
+    Column("result_preview", PlainText),
+    Column("last_heartbeat", UtcDateTime),
+    Column("deadline", UtcDateTime, nullable=False),
+    Column("idempotency_key", PlainText),
+    Column("retry_count", Integer, nullable=False, default=0),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("updated_at", UtcDateTime, nullable=False),
+    UniqueConstraint("caller_id", "idempotency_key"),
+    Index(None, "status"),
     Index(None, "created_at"),
 )
 
