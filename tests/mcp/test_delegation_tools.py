@@ -131,7 +131,7 @@ async def test_a_slow_peer_is_a_handle_and_then_a_message(platform: PlatformProc
 async def test_an_agent_without_an_inbox_is_told_to_ask(
     platform: PlatformProcess, worker: Host, tmp_path: Path
 ) -> None:
-    """agent-side 1, MOLECULE_MCP_DISABLE_INBOX: nothing comes by itself, and a call that waits still gets its result."""
+    """agent-side 1, MOLECULE_MCP_DISABLE_INBOX: nothing comes by itself; a call that waits gets its result."""
     settings = platform.create_workspace("deaf") | {"MOLECULE_MCP_DISABLE_INBOX": "1"}
     async with hosting(settings, tmp_path / "deaf") as deaf:
         pending = await deaf.ok(DELEGATE, workspace_id=worker.id, task="Add", timeout_secs=0)
