@@ -441,6 +441,8 @@ DISPATCHED = Told(DelegationStatus.DISPATCHED)
         ({"status": "completed", "text": ""}, Told(DelegationStatus.COMPLETED, "")),
         ({"status": "completed", "text": ENVELOPE}, DISPATCHED),
         ({"status": "completed", "text": '{"queued":true,"queue_id":"q","queue_depth":3}'}, DISPATCHED),
+        ({"status": "completed", "text": '{"a": "queued"}'}, Told(DelegationStatus.COMPLETED, '{"a": "queued"}')),
+        ({"status": "completed", "text": '{"queued"'}, Told(DelegationStatus.COMPLETED, '{"queued"')),
         ({"status": "completed", "text": 'A "queued" job'}, Told(DelegationStatus.COMPLETED, 'A "queued" job')),
         ({"status": "failed", "error": "gone"}, Told(DelegationStatus.FAILED, error="gone")),
         ({"status": "failed"}, Told(DelegationStatus.FAILED, error="the platform says failed, and not why")),
