@@ -27,6 +27,7 @@ from molecule_runtime.errors import (
     Unavailable,
     Unreachable,
 )
+from molecule_runtime.inbox.classify import Kind
 from molecule_runtime.inbox.delegations import DelegationRecord, Told
 from molecule_runtime.inbox.journal import Journal
 from molecule_runtime.inbox.mailbox import Arrivals, Mailbox
@@ -37,7 +38,7 @@ from molecule_runtime.wire.delegations import Delegation, DelegationRow, Delegat
 from molecule_runtime.workspace import Workspace
 from tests.reference_platform.support import BASE_URL, Member, Platform
 
-from .support import PEER, WORKSPACE, lone_client, running, state_in, ticking, until
+from .support import PEER, WORKSPACE, lone_client, message, running, state_in, ticking, until
 from .test_workspace import workspace_of
 
 JOB = "55555555-5555-4555-8555-555555555555"
@@ -400,6 +401,43 @@ async def test_a_wait_ends_in_time_and_asks_rarely(alone: Delegator, clock: Manu
 
 
 @respx.mock
+async def test_a_result_belongs_to_the_call_for_as_long_as_it_waits(alone: Delegator, clock: ManualClock) -> None:
+    """Deliver 3: no reader of the inbox is faster, and none has to wait once the call has ended."""
+    respx.post(DELEGATE).mock(return_value=accepted())
+    respx.get(ONE).mock(side_effect=httpx.ConnectError("refused"))
+    record = await alone.hand_over(PEER, "Add")
+    journal, now = alone._journal, clock.now().timestamp()
+
+    def offered() -> bool:
+        return journal.take_unpushed("somebody", 10, now=clock.now().timestamp()) != []
+
+    async def ended(waiting: asyncio.Task[DelegationRecord]) -> DelegationRecord:
+        while not waiting.done():
+            await until(lambda: clock.sleepers > 0 or waiting.done())
+            clock.advance(0.5)
+        return await waiting
+
+    waiting = asyncio.create_task(alone.result(record, 45))
+    await until(lambda: clock.sleepers > 0)
+    late = message(1, "3", kind=Kind.DELEGATION_RESULT, delegation_id=JOB, outcome="completed")
+    journal.append([late], cursor="c", last_row_at=now, now=now)
+    assert not offered()
+    assert (await ended(waiting)).text == "3"
+
+    respx.post(DELEGATE).mock(return_value=accepted(delegation_id=PEER))
+    respx.get(ONE.replace(JOB, PEER)).mock(side_effect=httpx.ConnectError("refused"))
+    record = await alone.hand_over(PEER, "Multiply")
+    both = [asyncio.create_task(alone.result(record, seconds)) for seconds in (1, 5)]
+    assert not (await ended(both[0])).status.is_final
+    late = message(2, "2", kind=Kind.DELEGATION_RESULT, delegation_id=PEER, outcome="completed")
+    journal.append([late], cursor="c", last_row_at=now, now=now)
+    assert not offered()
+    both[1].cancel()
+    await asyncio.wait((both[1],))
+    assert offered()
+
+
+@respx.mock
 async def test_a_status_that_hangs_does_not_hold_the_call(alone: Delegator, clock: ManualClock) -> None:
     """Must hold: no request is open for longer than the call has left."""
     respx.post(DELEGATE).mock(return_value=accepted())
@@ -504,11 +542,12 @@ async def test_a_platform_without_the_whole_text_is_asked_for_its_list(
     assert shown(record, alone.texts, None)["text_is_preview"] is True
 
 
+@pytest.mark.parametrize("listed", [httpx.Response(200, json=[]), httpx.Response(404, json={"error": "not found"})])
 @respx.mock
-async def test_a_job_that_nobody_knows_is_said_so(alone: Delegator) -> None:
+async def test_a_job_that_nobody_knows_is_said_so(alone: Delegator, listed: httpx.Response) -> None:
     """Every bad input gets a sentence."""
     respx.get(ONE).mock(return_value=httpx.Response(404, json={"error": "delegation not found"}))
-    respx.get(LIST).mock(return_value=httpx.Response(200, json=[]))
+    respx.get(LIST).mock(return_value=listed)
     with pytest.raises(TaskUnknown) as unknown:
         await alone.status(JOB)
     assert str(unknown.value) == f"No task {JOB} was handed out from here."
