@@ -11,8 +11,8 @@ from starlette.responses import JSONResponse, Response
 
 from molecule_runtime.clock import ManualClock
 from molecule_runtime.reference_platform.config import PlatformConfig
-from molecule_runtime.reference_platform.services.delegation_records import DelegationRecords
-from molecule_runtime.wire.delegations import DelegateRequest
+from molecule_runtime.reference_platform.services.delegation_records import DelegationRecords, Ending
+from molecule_runtime.wire.delegations import DelegateRequest, DelegationStatus
 
 from .delegations import QUEUED, TASK, answer, delegated, inbox, rows_of, state, update
 from .push_agents import PushAgent, closed_port, push_agent, reply_with, socket_that_says
@@ -263,28 +263,18 @@ async def test_an_answer_that_cannot_be_written_is_kept_until_it_can(
     assert len(agent.called) == 1
 
 
-@only("sqlite")
-async def test_an_end_during_the_call_stands(platform: Platform, agent: PushAgent, clock: ManualClock) -> None:
+async def test_an_end_during_the_call_stands(platform: Platform, agent: PushAgent) -> None:
     """The delegator gave up while the agent was at it: neither its text nor its "queued" changes that (ours)."""
     boss, worker = await platform.join("boss"), await pushed(platform, agent.url())
-    restarting = JSONResponse({"error": "starting", "restarting": True}, status_code=503)
-    for content in (b'{"result": "late"}', b'{"queued": true}'):
-        left = iter([restarting, said(content, 200, None)])
-        agent.called.clear()
-        agent.answer = lambda _body, left=left: next(left)
-        delegation_id = await delegated(platform, boss, worker)
-        await pausing(clock)
-        await update(platform, boss, delegation_id, "failed", error="gave up")
-        before = await rows_of(platform, boss)
-        clock.advance(8)
-
-        async def called_again() -> bool:
-            return len(await inbox(platform, worker)) % 2 == 0
-
-        await until(called_again)
-        # What the dispatcher does with the answer comes before this in the store's queue, or soon after it.
-        for _ in range(5):
-            await update(platform, boss, delegation_id, "failed")
-        assert await state(platform, boss, delegation_id) == ("failed", None, "gave up")
-        assert await rows_of(platform, boss) == before
-    assert [row["error_detail"] for row in await inbox(platform, boss)] == ["gave up"] * 2
+    delegation_id = await left_uncalled(platform, boss, worker)
+    records, store, now = DelegationRecords(), platform.parts.store, platform.parts.clock.now()
+    begun = await store.write(records.claim, boss.id, delegation_id, now)
+    assert begun.target is not None
+    assert (await store.write(records.claim, boss.id, delegation_id, now)).target is None
+    await update(platform, boss, delegation_id, "failed", error="gave up")
+    late = Ending(DelegationStatus.COMPLETED, "late")
+    assert await store.write(records.close, boss.id, delegation_id, late, now) is None
+    assert await store.write(records.queue, boss.id, worker.id, delegation_id, now) == ()
+    assert await state(platform, boss, delegation_id) == ("failed", None, "gave up")
+    assert await rows_of(platform, boss) == [("delegate", "failed"), ("delegate_result", "failed")]
+    assert [row["error_detail"] for row in await inbox(platform, boss)] == ["gave up"]
