@@ -224,11 +224,17 @@ async def test_what_a_process_left_uncalled_is_called_once_by_the_next_ones(
     assert sorted(ids) == sorted([*left, late])
 
 
-async def test_the_target_is_looked_at_once_more_before_the_call(platform: Platform, agent: PushAgent) -> None:
-    """What waited for its call finds a target that polls by now, or is gone (ours)."""
+@only("sqlite")
+async def test_both_ends_are_looked_at_once_more_before_the_call(
+    platform: Platform, agent: PushAgent, database: Database
+) -> None:
+    """What waited for its call finds a target that polls by now, or is gone, or nobody to tell (ours)."""
     boss, worker = await platform.join("boss"), await pushed(platform, agent.url())
     gone = await pushed(platform, agent.url(), "gone")
     polled, lost = await left_uncalled(platform, boss, worker), await left_uncalled(platform, boss, gone)
+    former = await platform.join("former")
+    await left_uncalled(platform, former, worker)
+    await platform.http.delete(f"/workspaces/{former.id}")
     await platform.register(worker, delivery_mode="poll")
     await platform.http.delete(f"/workspaces/{gone.id}")
     await platform.parts.dispatcher.pick_up()
@@ -241,8 +247,11 @@ async def test_the_target_is_looked_at_once_more_before_the_call(platform: Platf
     (task,) = await inbox(platform, worker)
     assert task["request_body"]["params"]["message"]["messageId"] == polled
     assert agent.called == []
+    former_rows = f"SELECT status FROM activity_logs WHERE workspace_id = '{former.id}'"
+    assert database.sql(former_rows) == [("failed",)]
 
 
+@only("sqlite")
 async def test_an_answer_that_cannot_be_written_is_kept_until_it_can(
     platform: Platform, agent: PushAgent, database: Database, clock: ManualClock
 ) -> None:
@@ -263,6 +272,7 @@ async def test_an_answer_that_cannot_be_written_is_kept_until_it_can(
     assert len(agent.called) == 1
 
 
+@only("sqlite")
 async def test_an_end_during_the_call_stands(platform: Platform, agent: PushAgent) -> None:
     """The delegator gave up while the agent was at it: neither its text nor its "queued" changes that (ours)."""
     boss, worker = await platform.join("boss"), await pushed(platform, agent.url())

@@ -19,6 +19,8 @@ from molecule_runtime.reference_platform.store.engine import Store
 from molecule_runtime.reference_platform.store.tables import delegations
 from molecule_runtime.wire.delegations import DelegationStatus
 
+from .support import only
+
 CALLER, CALLEE, STRANGER = "caller", "callee", "stranger"
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 LATER = NOW + timedelta(seconds=1)
@@ -103,6 +105,7 @@ async def test_a_repeat_fills_what_is_empty_and_overwrites_nothing(store: Store)
     ]
 
 
+@only("sqlite")
 async def test_what_is_unknown_or_anothers_is_left_alone(store: Store) -> None:
     """An id that is known is not inserted again, a foreign one neither moved, filled, read nor released (ours)."""
 
@@ -125,6 +128,7 @@ async def test_what_is_unknown_or_anothers_is_left_alone(store: Store) -> None:
     assert after == before
 
 
+@only("sqlite")
 async def test_previews_are_cut_at_4096_bytes_on_a_code_point(store: Store) -> None:
     """ASCII hits the limit exactly, no mark is added (contract 6.5, SEED #2962)."""
 

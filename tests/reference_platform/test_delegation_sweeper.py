@@ -109,6 +109,7 @@ async def test_a_worker_that_is_heard_meanwhile_is_left_alone(platform: Platform
     assert await state(platform, pair.boss, delegation_id) == ("stuck", None, "no heartbeat for 1h11m1s")
 
 
+@only("sqlite")
 async def test_one_that_cannot_be_ended_is_an_error_and_ends_with_the_next_sweep(
     platform: Platform, database: Database, clock: ManualClock
 ) -> None:
@@ -192,6 +193,7 @@ async def test_a_sweep_that_cannot_end_is_given_up_at_its_deadline(platform: Pla
     await asyncio.wait((loop,))
 
 
+@only("sqlite")
 async def test_a_line_whose_rows_are_gone_or_ended_is_closed_too(
     config: PlatformConfig, database: Database, clock: ManualClock
 ) -> None:

@@ -7,8 +7,6 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any
 
-import pytest
-
 from molecule_runtime.clock import ManualClock
 from molecule_runtime.reference_platform.config import PlatformConfig
 
@@ -177,6 +175,7 @@ async def test_two_who_delegate_to_each_other_do_not_lock_each_other_out(
         assert (len(await inbox(one, pair.worker)), len(await inbox(one, pair.boss))) == (12, 12)
 
 
+@only("sqlite")
 async def test_only_the_targets_own_message_to_the_delegator_is_an_answer(platform: Platform) -> None:
     """The right id from anybody else, to anybody else, or an unknown id, is an ordinary message (contract 0.8)."""
     pair = await a_pair(platform)
@@ -229,6 +228,7 @@ async def test_an_answer_to_a_failed_delegation_is_an_ordinary_message(platform:
     assert await state(platform, pair.boss, delegation_id) == ("failed", None, "gave up")
 
 
+@only("sqlite")
 async def test_the_delegator_ends_a_delegation_itself(platform: Platform, database: Database) -> None:
     """Once: rows, ledger and inbox in one step, both events with the target (contract 6.4 PROPOSED, 6.5)."""
     pair = await a_pair(platform)
@@ -288,6 +288,7 @@ async def test_an_answer_after_a_silent_completion_reaches_the_inbox(platform: P
     assert [row["method"] for row in await inbox(platform, pair.boss)] == ["delegate_result", "message/send"]
 
 
+@only("sqlite")
 async def test_a_recorded_delegation_is_completed_like_any_other(platform: Platform, database: Database) -> None:
     """The delegator sends the task itself; the id is its own, and noting it twice changes nothing (contract 6.3)."""
     pair = await a_pair(platform)
@@ -364,6 +365,7 @@ async def test_a_target_that_may_not_be_written_to_fails_the_delegation_at_once(
     assert database.sql(f"SELECT count(*) FROM activity_logs WHERE workspace_id <> '{pair.boss.id}'") == [(0,)]
 
 
+@only("sqlite")
 async def test_without_ledger_and_without_inbox_the_rest_works(
     config: PlatformConfig, database: Database, clock: ManualClock
 ) -> None:
@@ -393,18 +395,26 @@ async def test_without_ledger_and_without_inbox_the_rest_works(
         assert shown["created_at"] <= shown["updated_at"]
 
 
+@only("sqlite")
 async def test_a_ledger_that_was_off_for_a_while_does_not_contradict_the_rows(
-    config: PlatformConfig, clock: ManualClock
+    config: PlatformConfig, database: Database, clock: ManualClock
 ) -> None:
-    """Ended while none was kept: its state is that of its rows, whatever the line still says (ours)."""
+    """Ended while none was kept: its state is that of its rows, and its key is free, whatever the line says (ours)."""
     async with running(config, clock) as platform:
         pair = await a_pair(platform)
         delegation_id = await delegated(platform, pair.boss, pair.worker)
+        keyed = await delegated(platform, pair.boss, pair.worker, idempotency_key="l")
     async with running(replace(config, delegation_ledger_write=False), clock) as platform:
         await answer(platform, pair.worker, pair.boss, delegation_id, "done")
         assert await state(platform, pair.boss, delegation_id) == DONE
+        await update(platform, pair.boss, keyed, "failed")
+        other = await delegated(platform, pair.boss, pair.worker, idempotency_key="l")
+        await update(platform, pair.boss, other, "failed")
     async with running(config, clock) as platform:
         assert await state(platform, pair.boss, delegation_id) == DONE
+        again = await delegated(platform, pair.boss, pair.worker, idempotency_key="l")
+        assert again != keyed
+        assert ledger_of(database, again)["status"] == "dispatched"
 
 
 async def test_a_restart_in_the_middle_changes_nothing(config: PlatformConfig, clock: ManualClock) -> None:
@@ -570,12 +580,15 @@ async def test_a_failing_store_leaves_nothing_behind_and_is_never_404(platform: 
     database.sql("ALTER TABLE hidden RENAME TO delegations")
 
 
-@pytest.mark.parametrize("purge", ["", "&purge=true"])
 @only("sqlite")
-async def test_a_delegator_that_is_gone_disturbs_nobody(platform: Platform, purge: str) -> None:
-    """The worker's answer is told that nobody is there; its heartbeat is taken as long as the job is known (ours)."""
+async def test_a_delegator_that_is_gone_disturbs_nobody(platform: Platform, database: Database) -> None:
+    """The worker's answer is told that nobody is there; a purge takes the ledger's lines as well (ours)."""
     pair = await a_pair(platform)
     delegation_id = await delegated(platform, pair.boss, pair.worker)
-    await platform.http.delete(f"/workspaces/{pair.boss.id}?confirm=true{purge}")
-    assert (await answer(platform, pair.worker, pair.boss, delegation_id, "done"))[0] == (403 if purge else 404)
+    await platform.http.delete(f"/workspaces/{pair.boss.id}")
+    assert (await answer(platform, pair.worker, pair.boss, delegation_id, "done"))[0] == 404
     assert await beat(platform, pair.worker, delegation_id) == (200, {"status": "ok"})
+    await platform.http.delete(f"/workspaces/{pair.boss.id}?purge=true")
+    assert (await answer(platform, pair.worker, pair.boss, delegation_id, "done"))[0] == 403
+    assert await beat(platform, pair.worker, delegation_id) == (404, {"error": "delegation not found"})
+    assert database.sql("SELECT * FROM delegations") == []
