@@ -18,10 +18,12 @@ from types import TracebackType
 from typing import Any, Self
 
 from molecule_runtime import messages
+from molecule_runtime.inbox.delegations import DelegationRecord
 from molecule_runtime.peers import PeerView
 from molecule_runtime.runtime import Runtime, RuntimeThread
 from molecule_runtime.settings import Settings
 from molecule_runtime.state import StateDir
+from molecule_runtime.workspace import Workspace
 
 TURN_S = 60.0
 """How long `messages` waits at a time; only how often it looks again, no limit."""
@@ -146,6 +148,61 @@ class Agent:
             return answer
 
         return await self._running.call(send, to_the_end=True)
+
+    async def delegate(
+        self, peer: str, task: str, *, timeout_s: float = 45.0, workspace_id: str | None = None
+    ) -> DelegationRecord:
+        """Hand a job to a peer, named by id or name, and wait up to `timeout_s` for its result.
+
+        A record whose `status` is not final is a handle: the result comes as a message of kind "delegation_result" with
+        the same `delegation_id`, also after a restart, and `task` asks for it. The same words once more are a new job.
+        When this raises or is cancelled, they are not: the job is not handed out twice.
+
+        Raises:
+            InvalidArgument: nobody is meant, or several, or the task is too long; nothing was sent.
+            PlatformError: it was not handed out, or it is not known.
+            LocalStateError: there is no journal to remember it in.
+        """
+        taken: list[tuple[Workspace, DelegationRecord]] = []
+
+        async def hand_over(runtime: Runtime) -> DelegationRecord:
+            workspace, view = await runtime.peer(peer, workspace_id)
+            delegator = await workspace.delegator()
+            record = await delegator.hand_over(view.id if view is not None else str(uuid.UUID(peer.strip())), task)
+            taken.append((workspace, record))
+            return await delegator.result(record, timeout_s)
+
+        async def take_back(_: Runtime) -> None:
+            for workspace, record in taken:
+                await (await workspace.delegator()).take_back(record.key)
+
+        try:
+            return await self._running.call(hand_over)
+        except asyncio.CancelledError:
+            self._running.cast(take_back)
+            raise
+
+    async def task(self, task_id: str, *, workspace_id: str | None = None) -> DelegationRecord:
+        """A job that was handed out, by its `delegation_id`, as it stands now.
+
+        Raises:
+            TaskUnknown: nobody knows of it.
+            PlatformError, LocalStateError
+        """
+
+        async def look(runtime: Runtime) -> DelegationRecord:
+            _, record = await runtime.task(task_id, workspace_id)
+            return record
+
+        return await self._running.call(look)
+
+    async def tasks(self, limit: int = 10, *, workspace_id: str | None = None) -> list[DelegationRecord]:
+        """The newest jobs that were handed out from here, newest first."""
+
+        async def look(runtime: Runtime) -> list[DelegationRecord]:
+            return [record for _, record in await runtime.tasks(limit, workspace_id)]
+
+        return await self._running.call(look)
 
     async def peers(self, query: str = "", *, workspace_id: str | None = None) -> list[PeerView]:
         """The other members of the team whose name or role holds `query`.

@@ -36,6 +36,7 @@ from molecule_runtime.errors import (
 )
 from molecule_runtime.text import redact, well_formed
 from molecule_runtime.wire.activity import ActivityRow
+from molecule_runtime.wire.delegations import DelegationRow
 from molecule_runtime.wire.registry import Peer
 from molecule_runtime.wire.workspaces import WorkspaceGone
 
@@ -49,6 +50,7 @@ PlatformErrorT = TypeVar("PlatformErrorT", bound=PlatformError)
 _ROW = TypeAdapter(ActivityRow)
 _LIST = TypeAdapter(list[Any])
 _PEER = TypeAdapter(Peer)
+_DELEGATION = TypeAdapter(DelegationRow)
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -211,11 +213,27 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def peer(raw: Any) -> Peer | None:
-    """A peer; None for one that cannot be read, which must not hide the others."""
+    """A peer, without the fields that cannot be read; None for one without id, name or status.
+
+    What is odd about one must not hide it, nor the others.
+    """
     try:
         return _PEER.validate_python(raw)
-    except ValidationError:
+    except ValidationError as invalid:
+        odd = {str(error["loc"][0]) if error["loc"] else "" for error in invalid.errors()}
+    if odd & {"", "id", "name", "status"}:
         log.warning("client.unreadable_peer")
+        return None
+    log.warning("client.odd_peer", peer_id=raw["id"], detail=", ".join(sorted(odd)))
+    return _PEER.validate_python({key: value for key, value in raw.items() if key not in odd})
+
+
+def delegation_row(raw: Any) -> DelegationRow | None:
+    """A row about a delegation; None for one that cannot be read."""
+    try:
+        return _DELEGATION.validate_python(raw)
+    except ValidationError:
+        log.warning("client.unreadable_delegation")
         return None
 
 

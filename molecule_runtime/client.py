@@ -25,7 +25,7 @@ import structlog
 from pydantic import TypeAdapter
 
 from molecule_runtime import __version__
-from molecule_runtime.answers import Answers, peer
+from molecule_runtime.answers import Answers, delegation_row, peer
 from molecule_runtime.connections import Connections, Journey
 from molecule_runtime.credentials import Credentials
 from molecule_runtime.errors import (
@@ -44,6 +44,13 @@ from molecule_runtime.wire._base import rfc3339
 from molecule_runtime.wire.a2a import A2AMessage, SendOutcome, SendParams, SendRequest, TextPart, read_outcome
 from molecule_runtime.wire.activity import ActivityReport, ActivityRow, ActivityType
 from molecule_runtime.wire.chat import Attachment, ChatHistory, NotifyReply, NotifyRequest
+from molecule_runtime.wire.delegations import (
+    DelegateReply,
+    DelegateRequest,
+    Delegation,
+    DelegationRow,
+    UpdateRequest,
+)
 from molecule_runtime.wire.registry import (
     HeartbeatReply,
     HeartbeatRequest,
@@ -268,6 +275,55 @@ class PlatformClient:
         params = {"q": query} if query else None
         answer = await self._call("GET", path, pattern="/registry/:id/peers", params=params, as_caller=True)
         return self._answers.read_list(peer, answer)
+
+    # delegations
+
+    async def delegate(self, target_id: str, task: str, *, key: str) -> DelegateReply:
+        """Hand a job to a peer (contract 6.1). Safe to repeat with the same key: it is handed out once.
+
+        Raises:
+            Rejected: the platform takes no such job (itself as the target, for one).
+        """
+        path = f"/workspaces/{self.workspace_id}/delegate"
+        request = DelegateRequest(target_id=target_id, task=task, idempotency_key=key)
+        answer = await self._call(
+            "POST", path, pattern="/workspaces/:id/delegate", json=request.model_dump(), is_repeatable=True
+        )
+        return self._answers.read(TypeAdapter(DelegateReply), answer)
+
+    async def delegation(self, delegation_id: str) -> Delegation:
+        """One delegation of this workspace with its whole text, where the platform has this route (contract 0.9).
+
+        Raises:
+            NotFound: there is none of this id.
+            NotThePlatform: there is no such route.
+        """
+        path = f"/workspaces/{self.workspace_id}/delegations/{quote(delegation_id, safe='')}"
+        answer = await self._call("GET", path, pattern="/workspaces/:id/delegations/:delegation_id")
+        return self._answers.read(TypeAdapter(Delegation), answer)
+
+    async def delegations(self) -> list[DelegationRow]:
+        """The latest rows about this workspace's delegations, newest first, previews only (contract 6.2)."""
+        path = f"/workspaces/{self.workspace_id}/delegations"
+        answer = await self._call("GET", path, pattern="/workspaces/:id/delegations")
+        return self._answers.read_list(delegation_row, answer)
+
+    async def update_delegation(self, delegation_id: str, status: str, *, response_preview: str = "") -> None:
+        """Tell the platform how a delegation of this workspace ended, "completed" or "failed" (contract 6.4)."""
+        path = f"/workspaces/{self.workspace_id}/delegations/{quote(delegation_id, safe='')}/update"
+        sent = UpdateRequest(status=status, response_preview=response_preview or None).model_dump(exclude_none=True)
+        pattern = "/workspaces/:id/delegations/:delegation_id/update"
+        await self._call("POST", path, pattern=pattern, json=sent, is_repeatable=True)
+
+    async def delegation_heartbeat(self, delegation_id: str) -> None:
+        """Say that this workspace works on a job that it was handed (contract 6.5).
+
+        Raises:
+            NotFound, NotThePlatform: the platform has no such job, or no such route.
+        """
+        path = f"/workspaces/{self.workspace_id}/delegations/{quote(delegation_id, safe='')}/heartbeat"
+        pattern = "/workspaces/:id/delegations/:delegation_id/heartbeat"
+        await self._call("POST", path, pattern=pattern, is_repeatable=True, by=self._loops)
 
     # files
 

@@ -25,6 +25,7 @@ MoleculeError
     ├── InvalidArgument
     ├── AttachmentRefused  a file that cannot, or may not, be sent
     ├── MessageUnknown     no such message in this inbox
+    ├── TaskUnknown        no such job was handed out from here
     └── PeerRefused        the peer, or the platform on its behalf, answered with an error
 
 A branch is what a caller catches, a leaf is a cause. Errors carry facts; only `advice` makes sentences of them.
@@ -267,6 +268,12 @@ class MessageUnknown(CallerError):
         self.activity_id = activity_id
 
 
+class TaskUnknown(CallerError):
+    def __init__(self, *, task_id: str) -> None:
+        super().__init__(task_id)
+        self.task_id = task_id
+
+
 class PeerRefused(CallerError):
     def __init__(self, *, peer_id: str, reason: str) -> None:
         super().__init__(peer_id, reason)
@@ -405,6 +412,12 @@ OUTCOMES: dict[type[MoleculeError], Outcome] = {
         1,
         "This inbox has no open message {error.activity_id}.",
         "Call inbox_peek for the ids of open messages; nothing was sent.",
+    ),
+    TaskUnknown: Outcome(
+        Retry.NO,
+        1,
+        "No task {error.task_id} was handed out from here.",
+        "Call check_task_status without task_id for the latest ones.",
     ),
     PeerRefused: Outcome(
         Retry.NO,

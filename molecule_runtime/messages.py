@@ -55,6 +55,9 @@ class Replied:
     attachments: tuple[UploadedFile, ...] = ()
 
 
+TEXT_BYTES = 1_000_000
+"""A platform reads 1 MiB of a request (contract 4.1), and there is an envelope around the text."""
+
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
@@ -62,9 +65,10 @@ async def send_to_user(client: PlatformClient, text: str, enclosed: Enclosed | N
     """Show `text` in the user's chat, live and after a reload (contract 4.2); the files that went with it.
 
     Raises:
-        AttachmentRefused, InvalidArgument: a file cannot be sent; nothing was shown.
+        AttachmentRefused, InvalidArgument: a file cannot be sent, or the text is too long; nothing was shown.
         PlatformError: nothing was shown, or (Unreachable after the request was read) it is not known.
     """
+    check_length("message", text)
     files = await upload(client, enclosed) if enclosed is not None and enclosed.paths else []
     await client.notify(text, attachments=files)
     log.info("messages.sent_to_user", count=len(text))
@@ -102,8 +106,10 @@ async def send_to_peer(
     Returns the text of a peer that answered at once, as one that does not poll may; None otherwise.
 
     Raises:
+        InvalidArgument: it is longer than a platform takes; nothing was sent.
         PlatformError, PeerRefused
     """
+    check_length("message", text)
     metadata = {"delegation_id": delegation_id} if delegation_id else {}
     outcome = await client.send_message(peer_id, text, metadata=metadata)
     match outcome:
@@ -116,6 +122,18 @@ async def send_to_peer(
             raise PeerRefused(peer_id=peer_id, reason=f"an answer of an unknown shape: {outcome.excerpt}")
         case _:
             assert_never(outcome)
+
+
+def check_length(argument: str, text: str) -> None:
+    """Refuse a text that a platform would cut.
+
+    Raises:
+        InvalidArgument
+    """
+    size = len(text.encode("utf-8", "replace"))
+    if size > TEXT_BYTES:
+        reason = f"its {size:,} bytes are more than the {TEXT_BYTES:,} that a platform takes; nothing was sent"
+        raise InvalidArgument(argument=argument, reason=reason)
 
 
 async def report_sent(client: PlatformClient, peer_id: str, text: str, *, answer: str | None) -> None:

@@ -28,8 +28,11 @@ from molecule_runtime.errors import (
     MoleculeError,
     Problem,
     StateDirUnwritable,
+    TaskUnknown,
 )
+from molecule_runtime.inbox.delegations import DelegationRecord
 from molecule_runtime.inbox.mailbox import Arrivals, Mailbox, wait_for_any
+from molecule_runtime.peers import PeerView, Reached, find, peer_id_in, reached, refuse_nobody, refuse_self, unseen, way
 from molecule_runtime.settings import Settings, WorkspaceSettings
 from molecule_runtime.state import StateDir, WorkspaceState
 from molecule_runtime.text import cut_code_points
@@ -239,6 +242,102 @@ class Runtime:
             raise errors[0]
         return found
 
+    # the team
+
+    async def peers(
+        self, workspace_id: str | None, query: str = ""
+    ) -> tuple[list[Reached], list[tuple[Workspace, MoleculeError]]]:
+        """The peers of the named workspace or of all, each once; and which of them could not be asked, and why.
+
+        All are asked side by side, so that this takes no longer than the slowest platform's call.
+
+        Raises:
+            MoleculeError: none of them could be asked; it is what the first one met.
+            InvalidArgument: no such workspace.
+        """
+        lists, troubles = await self._ask_for_peers(self.chosen(workspace_id), query)
+        if not lists:
+            raise troubles[0][1]
+        return reached(lists), troubles
+
+    async def peer(self, told: str, source_workspace_id: str | None = None) -> tuple[Workspace, PeerView | None]:
+        """Who is meant by an id or a name, and the workspace that writes to it; only lists are asked for.
+
+        That is the named workspace, else one that lists the peer: the only one, or where the last message came from.
+        For a workspace whose platform does not answer its memory stands in, with the statuses of then. The peer is
+        None when it has an id and the only workspace does not list it: a grand-parent may be written to.
+
+        Raises:
+            InvalidArgument: nobody is meant, or several, or the workspace itself; or several workspaces can write.
+            MoleculeError: no platform answered, and nothing is remembered.
+        """
+        refuse_nobody(told)
+        candidates = self.workspaces
+        if source_workspace_id is not None or len(candidates) == 1:
+            candidates = (self.route(source_workspace_id, argument="source_workspace_id"),)
+            refuse_self(told, candidates[0].id)
+        fresh, troubles = await self._ask_for_peers(candidates)
+        among = reached([*fresh, *((workspace.id, workspace.directory.remembered()) for workspace, _ in troubles)])
+        own = {workspace.id: workspace.name for workspace in self.workspaces}
+        found = find(told, among)
+        if found is not None:
+            return self.route(way(found, last=self._last_served, own=own)), found.peer
+        if len(candidates) == 1 and peer_id_in(told) is not None:
+            return candidates[0], None
+        if not fresh:
+            raise troubles[0][1]
+        raise unseen(told, among, own=own, unasked=said_of(troubles))
+
+    async def task(self, task_id: str, workspace_id: str | None = None) -> tuple[Workspace, DelegationRecord]:
+        """A job as it stands, and the workspace that handed it out; of several the one that remembers it is asked.
+
+        Raises:
+            TaskUnknown: neither the journals nor the platforms know it.
+            MoleculeError: none knows it, and one could not be asked.
+        """
+        chosen = self.chosen(workspace_id)
+        remembering = [one for one in chosen if await (await one.delegator()).remembers(task_id)]
+        unknown: MoleculeError = TaskUnknown(task_id=task_id)
+        for workspace in remembering or chosen:
+            try:
+                return workspace, await (await workspace.delegator()).status(task_id)
+            except TaskUnknown:
+                continue
+            except MoleculeError as error:
+                unknown = error
+        raise unknown
+
+    async def tasks(self, limit: int, workspace_id: str | None = None) -> list[tuple[Workspace, DelegationRecord]]:
+        """The newest jobs that were handed out from here, newest first, each with the workspace that did.
+
+        Raises:
+            LocalStateError: a journal cannot be opened.
+        """
+        found = [
+            (workspace, record)
+            for workspace in self.chosen(workspace_id)
+            for record in await (await workspace.delegator()).latest(limit)
+        ]
+        return sorted(found, key=lambda one: one[1].created_at, reverse=True)[:limit]
+
+    async def _ask_for_peers(
+        self, workspaces: Sequence[Workspace], query: str = ""
+    ) -> tuple[list[tuple[str, list[PeerView]]], list[tuple[Workspace, MoleculeError]]]:
+        """(Workspace's id, its peers) of those that answered and (workspace, error) of the others, in their order."""
+
+        async def ask(workspace: Workspace) -> list[PeerView] | MoleculeError:
+            try:
+                return await workspace.directory.list(query)
+            except MoleculeError as error:
+                return error
+
+        answers = await asyncio.gather(*map(ask, workspaces))
+        both = list(zip(workspaces, answers, strict=True))
+        return (
+            [(workspace.id, answer) for workspace, answer in both if not isinstance(answer, MoleculeError)],
+            [(workspace, answer) for workspace, answer in both if isinstance(answer, MoleculeError)],
+        )
+
     # facts
 
     def presence_sentence(self, workspace_id: str | None = None) -> str | None:
@@ -270,6 +369,11 @@ class Runtime:
 
     def _listing(self) -> str:
         return ", ".join(f"{workspace.id} ({workspace.name})" for workspace in self.workspaces)
+
+
+def said_of(troubles: Sequence[tuple[Workspace, MoleculeError]]) -> str:
+    """One sentence for each workspace that something is wrong with; "" for none."""
+    return " ".join(f"{workspace.name} ({workspace.id}): {error}" for workspace, error in troubles)
 
 
 def _problem_json(problem: Problem) -> dict[str, str]:

@@ -23,6 +23,7 @@ from molecule_runtime.cards import AgentCard, card_from_settings
 from molecule_runtime.client import PlatformClient
 from molecule_runtime.clock import Clock, wait_for_event
 from molecule_runtime.credentials import Credentials
+from molecule_runtime.delegation import Delegator
 from molecule_runtime.doorbell import Doorbell
 from molecule_runtime.errors import (
     InvalidArgument,
@@ -92,6 +93,7 @@ class Workspace:
         self._mailbox: Mailbox | None = None
         self._poller: Poller | None = None
         self._uploads: Uploads | None = None
+        self._delegator: Delegator | None = None
         self._inbox_tried = asyncio.Event()
         # Two beats harm nobody, two readers of the feed would: only the inbox insists on its lock file.
         self._beat = self._ownership("beat", needs_lock=False)
@@ -140,6 +142,22 @@ class Workspace:
         if self._mailbox is None:
             raise self._inbox_error or JournalUnusable(path="inbox", reason="it is not open yet")
         return self._mailbox
+
+    async def delegator(self) -> Delegator:
+        """What hands out jobs, once the journal that remembers them is open.
+
+        Raises:
+            LocalStateError: it cannot be opened; a job could be handed out twice without it.
+        """
+        await self._inbox_tried.wait()
+        if self._delegator is None:
+            raise self._inbox_error or JournalUnusable(path="inbox", reason="it is not open yet")
+        return self._delegator
+
+    @property
+    def reads_inbox(self) -> bool:
+        """Whether messages come here at all."""
+        return self._roles.reads_inbox
 
     def feed_error(self) -> MoleculeError | None:
         """Why no new message can come in now; None while the feed is read (by this process or another)."""
@@ -289,6 +307,7 @@ class Workspace:
             return None
         else:
             self._journal, self._mailbox, self._inbox_error = journal, mailbox, None
+            self._delegator = Delegator(self.client, journal, mailbox, clock=self._clock, arrivals=self._arrivals)
             return journal
         finally:
             self._inbox_tried.set()
@@ -312,8 +331,9 @@ class Workspace:
         return journal, mailbox
 
     async def _run_inbox(self, journal: Journal) -> None:
-        mailbox = self._mailbox
+        mailbox, delegator = self._mailbox, self._delegator
         assert mailbox is not None
+        assert delegator is not None
         assert self._state is not None
         self._uploads = Uploads(
             self.client,
@@ -326,14 +346,20 @@ class Workspace:
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(mailbox.reclaim_forever)
+                tasks.start_soon(delegator.beat_forever)
                 if self._roles.reads_inbox:
                     tasks.start_soon(self._own, self._inbox, lambda: self._poll(journal, mailbox))
         finally:
             mailbox.close_session()
 
     async def _poll(self, journal: Journal, mailbox: Mailbox) -> None:
-        uploads = self._uploads
+        uploads, delegator = self._uploads, self._delegator
         assert uploads is not None
+        assert delegator is not None
+
+        async def recovered() -> None:
+            await uploads.hasten()
+            await delegator.report_merged()
 
         async def arrived(messages: list[Message]) -> None:
             peers = peers_in(messages)
@@ -343,6 +369,8 @@ class Workspace:
             mailbox.announce()
             if any(message.files for message in messages):
                 tasks.start_soon(held_no_longer)
+            if any(message.delegation_id is not None for message in messages):
+                tasks.start_soon(delegator.report_merged)
 
         async def held_no_longer() -> None:
             await self._clock.sleep(HELD_FOR_FILES_S)
@@ -354,7 +382,7 @@ class Workspace:
             clock=self._clock,
             on_messages=arrived,
             on_files=uploads.kick,
-            on_recovery=uploads.hasten,
+            on_recovery=recovered,
             doorbell_is_up=lambda: doorbell.is_up,
         )
         doorbell = Doorbell(self.client, poller.ring, clock=self._clock)
@@ -364,6 +392,7 @@ class Workspace:
             tasks.start_soon(doorbell.run)
             tasks.start_soon(poller.run)
             tasks.start_soon(uploads.run)
+            tasks.start_soon(delegator.report_merged)  # what the process before this one did not
             tasks.start_soon(held_no_longer)  # for what the process before this one held
 
     async def _file_changed(self, mailbox: Mailbox) -> None:

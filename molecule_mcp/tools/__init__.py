@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from molecule_mcp.tools import files, inbox, messages, peers, status, workspace
+from molecule_mcp.tools import delegation, files, inbox, messages, peers, status, workspace
 from molecule_mcp.tools._base import Tool
 
 ALL_TOOLS: tuple[Tool, ...] = (
@@ -10,6 +10,7 @@ ALL_TOOLS: tuple[Tool, ...] = (
     *messages.TOOLS,
     *files.TOOLS,
     *peers.TOOLS,
+    *delegation.TOOLS,
     *workspace.TOOLS,
     *status.TOOLS,
 )

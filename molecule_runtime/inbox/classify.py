@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Any
 
 from molecule_runtime.wire._base import rfc3339
-from molecule_runtime.wire.a2a import Method, joined_text
+from molecule_runtime.wire.a2a import Method, is_queued_text, joined_text
 from molecule_runtime.wire.activity import ActivityRow
 from molecule_runtime.wire.uploads import MAX_FILES, parse_pending_uri
 
@@ -46,7 +46,8 @@ class FilePart:
 class Message:
     """Something for the agent. `created_at` is RFC3339; `peer_id` is "" for the user.
 
-    `files_left_out` counts those that it names beyond what a platform takes in one message.
+    `files_left_out` counts those that it names beyond what a platform takes in one message. `outcome` is "completed" or
+    "failed" in the result of a delegation, whose text is then the peer's answer or the reason.
     """
 
     activity_id: str
@@ -58,6 +59,7 @@ class Message:
     delegation_id: str | None = None
     files: tuple[FilePart, ...] = ()
     files_left_out: int = 0
+    outcome: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -114,10 +116,13 @@ def classify(row: ActivityRow, *, own_id: str) -> Classified:
     )
 
 
-def _delegation_result(row: ActivityRow) -> Message:
+def _delegation_result(row: ActivityRow) -> Message | Echo:
     response = row.response_body if isinstance(row.response_body, dict) else {}
     request = row.request_body if isinstance(row.request_body, dict) else {}
-    text = row.error_detail if row.status == "error" else response.get("text")
+    failed = row.status == "error"
+    text = row.error_detail if failed else response.get("text")
+    if not failed and is_queued_text(text):
+        return Echo(row.id)  # some platforms take the note that a peer will be asked for the peer's answer
     delegation_id = request.get("delegation_id") or response.get("delegation_id")
     return Message(
         activity_id=row.id,
@@ -127,6 +132,7 @@ def _delegation_result(row: ActivityRow) -> Message:
         created_at=rfc3339(row.created_at),
         method=Method.DELEGATE_RESULT.value,
         delegation_id=_uuid_or_none(delegation_id),
+        outcome="failed" if failed else "completed",
     )
 
 

@@ -27,12 +27,13 @@ import anyio.to_thread
 import structlog
 
 from molecule_runtime.errors import JournalUnusable
-from molecule_runtime.inbox import files
-from molecule_runtime.inbox.classify import Message, UploadNotice
+from molecule_runtime.inbox import delegations, files
+from molecule_runtime.inbox.classify import Kind, Message, UploadNotice
+from molecule_runtime.inbox.delegations import Delegations
 from molecule_runtime.inbox.files import FileRecord, Files
 from molecule_runtime.state import OwnerLock
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 MAX_ATTEMPTS = 5
 HANDLED_KEPT_S = 7 * 86_400 + 3_600
 """Longer than the largest window that is ever read again (7 days), so that no handled id returns with it."""
@@ -55,9 +56,12 @@ CREATE TABLE messages (
   lease_until   REAL,
   handled_at    REAL,
   pushed_to     TEXT,
-  held_until    REAL
+  held_until    REAL,
+  result_of     TEXT,
+  works_on      TEXT
 );
 CREATE INDEX messages_by_state ON messages (state, ord);
+CREATE INDEX messages_by_result ON messages (result_of) WHERE result_of IS NOT NULL;
 CREATE TABLE position (
   id          INTEGER PRIMARY KEY CHECK (id = 1),
   cursor      TEXT,
@@ -77,6 +81,7 @@ CREATE TABLE owners (
 _UPGRADES = {
     1: ("ALTER TABLE messages ADD COLUMN pushed_to TEXT",),
     2: ("ALTER TABLE messages ADD COLUMN held_until REAL", *files.SCHEMA.split(";")),
+    3: (*delegations.COLUMNS, delegations.INDEX, *delegations.SCHEMA.split(";")),
 }
 """From each older schema version, what makes it the next one."""
 
@@ -150,6 +155,7 @@ class Journal:
         self._turn = anyio.CapacityLimiter(1)
         self._in_use = threading.Lock()
         self.files = Files(self._reading, self._writing)
+        self.delegations = Delegations(self._reading, self._writing)
 
     @classmethod
     def open(cls, path: Path) -> Journal:
@@ -243,24 +249,13 @@ class Journal:
         """Write a page and the cursor behind it, together or not at all; the ids that were not known before.
 
         A message whose id is known, handled ones included, is passed over. One that names files is held for them, for
-        a time. `cursor` None leaves the old one.
+        a time. A result that was told before is handled when it comes. `cursor` None leaves the old one.
         """
         added = []
         with self._writing() as db:
             for message in messages:
-                names_files = any(part.file_id is not None for part in message.files)
-                inserted = db.execute(
-                    "INSERT OR IGNORE INTO messages (activity_id, state, body, received_at, held_until)"
-                    " VALUES (?, 'new', ?, ?, ?)",
-                    (
-                        message.activity_id,
-                        json.dumps(message.to_json(), ensure_ascii=False),
-                        now,
-                        now + HELD_FOR_FILES_S if names_files else None,
-                    ),
-                )
-                if inserted.rowcount:
-                    added.append(message)
+                if not _is_known(db, message.activity_id) and (stored := _insert(db, message, now)) is not None:
+                    added.append(stored)
             files.note_arrivals(db, notices, added, now)
             if cursor is not None:
                 db.execute(
@@ -378,8 +373,8 @@ class Journal:
             rows = db.execute("SELECT state, COUNT(*) FROM messages WHERE state != 'handled' GROUP BY state").fetchall()
             (pending,) = db.execute("SELECT COUNT(*) FROM files WHERE state = 'pending'").fetchone()
             held = 0
-            if pending and now is not None:
-                query = f"SELECT COUNT(*) FROM messages WHERE state = 'new' AND {_HELD}"
+            if now is not None:
+                query = f"SELECT COUNT(*) FROM messages WHERE state = 'new' AND ({_HELD} OR {delegations.AWAITED})"
                 (held,) = db.execute(query, (now,)).fetchone()
         return Counts(**dict(rows), files_pending=pending, held=held)
 
@@ -482,10 +477,37 @@ def _look_at(turn: asyncio.Future[Any]) -> None:
 _ENTRY = "ord, body, state, attempt, pushed_to"
 # A message held for longer than it can be was held before the clock was set back.
 _HELD = (
-    f"(held_until IS NOT NULL AND held_until - ? BETWEEN 0.000001 AND {HELD_FOR_FILES_S + 1}"
+    f"(held_until IS NOT NULL AND held_until - ?1 BETWEEN 0.000001 AND {HELD_FOR_FILES_S + 1}"
     f" AND {files.WAITS_FOR_A_FILE})"
 )
-_OFFERED = f"state = 'new' AND NOT {_HELD}"
+_OFFERED = f"state = 'new' AND NOT {_HELD} AND NOT {delegations.AWAITED}"
+"""?1 is now."""
+
+
+def _is_known(db: sqlite3.Connection, activity_id: str) -> bool:
+    return db.execute("SELECT 1 FROM messages WHERE activity_id = ?", (activity_id,)).fetchone() is not None
+
+
+def _insert(db: sqlite3.Connection, message: Message, now: float) -> Message | None:
+    """Write a new message; None when it brings a result that was told before, which makes it a handled one."""
+    message, is_news = delegations.note_arrival(db, delegations.recognise(db, message), now)
+    names_files = any(part.file_id is not None for part in message.files)
+    is_result = message.kind is Kind.DELEGATION_RESULT
+    db.execute(
+        "INSERT INTO messages (activity_id, state, body, received_at, handled_at, held_until, result_of, works_on)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            message.activity_id,
+            MessageState.NEW if is_news else MessageState.HANDLED,
+            json.dumps(message.to_json(), ensure_ascii=False) if is_news else None,
+            now,
+            None if is_news else now,
+            now + HELD_FOR_FILES_S if names_files else None,
+            message.delegation_id if is_result else None,
+            message.delegation_id if message.kind is Kind.PEER_AGENT else None,
+        ),
+    )
+    return message if is_news else None
 
 
 def _entries(db: sqlite3.Connection, rows: Sequence[tuple[int, str, str, int, str | None]]) -> list[Entry]:
@@ -518,7 +540,7 @@ def _connect(path: Path) -> sqlite3.Connection:
         db.execute("BEGIN IMMEDIATE")
         version = _refuse_newer(db, path)
         if version == 0:
-            for statement in (_SCHEMA + files.SCHEMA).split(";"):
+            for statement in ";".join((_SCHEMA.rstrip(";"), files.SCHEMA, delegations.SCHEMA)).split(";"):
                 db.execute(statement)
         for older in range(version or SCHEMA_VERSION, SCHEMA_VERSION):
             for statement in _UPGRADES[older]:

@@ -7,9 +7,7 @@ holds a lock file for its whole life, and when that lock is free its leases are 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
-import os
 import uuid
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
@@ -22,13 +20,13 @@ import structlog
 from molecule_runtime.clock import Clock, wait_for_event
 from molecule_runtime.errors import InvalidArgument, JournalUnusable, LocalStateError, MessageUnknown
 from molecule_runtime.inbox.attachments import named, shown_attachments, shown_records
+from molecule_runtime.inbox.classify import Kind
 from molecule_runtime.inbox.files import FileRecord
 from molecule_runtime.inbox.journal import Counts, Entry, Journal
+from molecule_runtime.inbox.texts import Texts
 from molecule_runtime.peers import PeerDirectory
 from molecule_runtime.state import OwnerLock, WorkspaceState
 
-TEXT_CODE_POINTS = 8_000
-"""Longer texts go to a file: a host cuts results at about 10 kB (agent-side 4)."""
 OTHER_PROCESS_CHECK_S = 0.5
 """How soon a wait notices what another process wrote or gave back."""
 NAME_WAIT_S = 2.0
@@ -82,11 +80,14 @@ class Mailbox:
         self._clock = clock
         self._directory = directory
         self._lease_s = lease_s
+        self.texts = Texts(state)
         self._arrivals = arrivals or Arrivals()
         self._waiting = 0
         self._is_waited_for = asyncio.Event()
         self._others_hold = False
         self._answering: set[str] = set()
+        self.tasks_taken = asyncio.Event()
+        """Set when a delegated job was taken; whoever says that it is worked on clears it."""
         self.session = uuid.uuid4().hex
         self._session_lock = OwnerLock(self._lock_file(self.session))
         self._counts = Counts()
@@ -193,8 +194,7 @@ class Mailbox:
     async def pop(self, activity_id: str) -> bool:
         """Mark a message as handled, whoever holds it; False when it was already, or never was."""
         done = await self._journal.off_loop(self._journal.handle, activity_id, now=self._now())
-        for file in (self._text_file(activity_id), self._list_file(activity_id)):
-            file.unlink(missing_ok=True)
+        self.texts.discard(activity_id)
         await self.recount()
         return done
 
@@ -273,6 +273,8 @@ class Mailbox:
             self._journal.lease, session=self.session, key=key, until=now + self._lease_s, now=now
         )
         if entry is not None:
+            if entry.message.kind is Kind.PEER_AGENT and entry.message.delegation_id is not None:
+                self.tasks_taken.set()
             await self.recount()
         return entry
 
@@ -329,13 +331,9 @@ class Mailbox:
 
     def _clear_texts(self) -> None:
         """Remove the texts of messages that were handled: a kill between a pop and its text leaves one behind."""
-        # Before the ids: what is written from now on stays.
-        files = {*self._state.texts.glob("*.txt"), *self._state.texts.glob("*.attachments.json")}
+        files = self.texts.here()  # before the ids: what is written from now on stays
         if files:
-            ids = self._journal.open_ids()
-            for file in files - {self._text_file(one) for one in ids} - {self._list_file(one) for one in ids}:
-                with suppress(OSError):
-                    file.unlink()
+            self.texts.discard_all_but(files, self._journal.open_ids() | self._journal.delegations.ids())
 
     def _discard_lock_file(self, session: str) -> None:
         with suppress(OSError):  # an empty file that stays behind harms nobody
@@ -355,7 +353,7 @@ class Mailbox:
             "peer_id": message.peer_id,
             "peer_name": peer.name if peer else None,
             "peer_role": peer.role if peer else None,
-            "text": message.text,
+            "text": "",
             "attachments": shown_attachments(message.files, entry.files),
             "created_at": message.created_at,
             "attempt": entry.attempt,
@@ -365,42 +363,12 @@ class Mailbox:
         }
         if message.files_left_out:
             view["attachments_left_out"] = message.files_left_out
-        if len(view["attachments"]) > MANY_ATTACHMENTS:
-            view["attachments_path"] = self._whole_list(entry, view["attachments"])
-        if len(message.text) > TEXT_CODE_POINTS:
-            view["text"] = message.text[:TEXT_CODE_POINTS]
-            view["text_truncated"] = True
-            view["text_path"] = self._whole_text(entry)
-        return view
-
-    def _text_file(self, activity_id: str) -> Path:
-        return self._state.texts / f"{hashlib.sha256(activity_id.encode()).hexdigest()[:32]}.txt"
-
-    def _list_file(self, activity_id: str) -> Path:
-        return self._text_file(activity_id).with_suffix(".attachments.json")
-
-    def _whole_list(self, entry: Entry, attachments: list[dict[str, Any]]) -> str | None:
-        """The path of a file with the attachments as they are now, for hosts that cut long results."""
-        file = self._list_file(entry.message.activity_id)
-        try:
-            listed = json.dumps(attachments, ensure_ascii=False, indent=1) + "\n"
-            if not file.exists() or file.read_text(encoding="utf-8") != listed:
-                self._state.write_private(file, listed)
-        except (LocalStateError, OSError, ValueError) as error:
-            log.warning("mailbox.list_not_written", detail=str(error))
-            return None
-        return os.fspath(file)
-
-    def _whole_text(self, entry: Entry) -> str | None:
-        """The path of a file with the whole text; named by a digest, never by an id from outside."""
-        file = self._text_file(entry.message.activity_id)
-        try:
-            if not file.exists():
-                self._state.write_private(file, entry.message.text)
-        except LocalStateError as error:
-            log.warning("mailbox.text_not_written", detail=str(error))
-            return None
-        return os.fspath(file)
+        if message.outcome is not None:
+            view["outcome"] = message.outcome
+        if len(view["attachments"]) > MANY_ATTACHMENTS:  # as they are now, for hosts that cut long results
+            listed = json.dumps(view["attachments"], ensure_ascii=False, indent=1) + "\n"
+            view["attachments_path"] = self.texts.write(self.texts.list_of(message.activity_id), listed)
+        return view | self.texts.shown(message.activity_id, message.text)
 
 
 async def wait_for_any(

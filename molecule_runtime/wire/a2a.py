@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal
@@ -116,6 +117,16 @@ def read_outcome(body: object) -> SendOutcome:
     if "result" in body:
         return Answered(text=_result_text(body["result"]), result=body["result"])
     return Malformed(excerpt=str(body)[:200])
+
+
+def is_queued_text(text: object) -> bool:
+    """Whether what was taken for an answer is the envelope that says that one will come (contract 6.1)."""
+    if not isinstance(text, str) or not text.lstrip().startswith("{") or '"queued"' not in text:
+        return False
+    try:
+        return isinstance(read_outcome(json.loads(text)), Queued)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _result_text(result: object) -> str:

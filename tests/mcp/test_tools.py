@@ -77,6 +77,9 @@ def test_names_are_unique_and_the_order_is_fixed() -> None:
         "send_message_to_user",
         "chat_history",
         "list_peers",
+        "delegate_task",
+        "delegate_task_async",
+        "check_task_status",
         "get_workspace_info",
         "runtime_status",
     ]

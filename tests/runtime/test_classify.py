@@ -29,13 +29,19 @@ def user(number: int, text: str, **more: Any) -> Message:
     return Message(id_of(number), Kind.CANVAS_USER, "", text, WHEN, "message/send", **more)
 
 
+def result(n: int, text: str, outcome: str) -> Message:
+    """The result of a delegation."""
+    kind, method = Kind.DELEGATION_RESULT, "delegate_result"
+    return Message(id_of(n), kind, "", text, WHEN, method, delegation_id=FILE_ID, outcome=outcome)
+
+
 EXPECTED: list[Classified] = [
     user(1, "hello 世界 🌍"),
     Echo(id_of(2)),
     Echo(id_of(3)),
     UploadNotice(id_of(4), FILE_ID, PDF),
-    Message(id_of(5), Kind.DELEGATION_RESULT, "", "the whole result", WHEN, "delegate_result", delegation_id=FILE_ID),
-    Message(id_of(6), Kind.DELEGATION_RESULT, "", "peer went away", WHEN, "delegate_result", delegation_id=FILE_ID),
+    result(5, "the whole result", "completed"),
+    result(6, "peer went away", "failed"),
     Message(id_of(7), Kind.PEER_AGENT, PEER, "hello", WHEN, "message/send"),
     Message(id_of(8), Kind.PEER_AGENT, PEER, "something new", WHEN, "tasks/unheard_of"),
     user(9, "v0 parts"),
@@ -233,3 +239,14 @@ def test_no_body_is_too_odd_to_be_classified_and_kept(method: str | None) -> Non
                 found = of(row(1, method=method, **fields))
                 if isinstance(found, Message):
                     assert Message.from_json(json.loads(json.dumps(found.to_json()))) == found
+
+
+QUEUED_ENVELOPE = '{"status":"queued","delivery_mode":"poll","method":"message/send"}'
+
+
+@pytest.mark.parametrize(("status", "is_message"), [("ok", False), ("error", True)])
+def test_a_note_that_a_peer_will_be_asked_is_no_result(status: str, is_message: bool) -> None:
+    """Contract 6.1: some platforms close a delegation to a polling peer with that envelope as its text."""
+    fields = {"response_body": {"text": QUEUED_ENVELOPE, "delegation_id": FILE_ID}, "error_detail": QUEUED_ENVELOPE}
+    found = of(row(1, method="delegate_result", source_id=WORKSPACE, status=status, **fields))
+    assert isinstance(found, Message) is is_message

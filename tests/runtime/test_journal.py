@@ -341,9 +341,10 @@ def test_a_journal_of_the_first_schema_is_carried_on(path: Path) -> None:
     with closing(Journal.open(path)) as journal:
         waiting, taken = fill(journal, 1, 2)
     with closing(sqlite3.connect(path)) as older:
-        for column in ("pushed_to", "held_until"):
+        older.execute("DROP INDEX messages_by_result")
+        for column in ("pushed_to", "held_until", "result_of", "works_on"):
             older.execute(f"ALTER TABLE messages DROP COLUMN {column}")
-        for table in ("files", "message_files", "sendings"):
+        for table in ("files", "message_files", "sendings", "delegations"):
             older.execute(f"DROP TABLE {table}")
         older.execute("PRAGMA user_version = 1")
     for session in ("first", "second"):
@@ -351,6 +352,7 @@ def test_a_journal_of_the_first_schema_is_carried_on(path: Path) -> None:
             assert [entry.message.activity_id for entry in journal.open_messages(10)] == [waiting, taken]
             assert journal.take_unpushed(session, 1, now=NOW)[0].message.activity_id == waiting
             assert journal.counts().files_pending == 0
+            assert journal.delegations.latest(10) == []
 
 
 def test_a_session_is_shown_each_new_message_once_and_another_session_again(journal: Journal) -> None:

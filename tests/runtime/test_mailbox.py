@@ -21,9 +21,9 @@ from molecule_runtime.inbox.mailbox import (
     MANY_ATTACHMENTS,
     QUIET_LOOK_EVERY_S,
     RECLAIM_EVERY_S,
-    TEXT_CODE_POINTS,
     Mailbox,
 )
+from molecule_runtime.inbox.texts import TEXT_CODE_POINTS
 from molecule_runtime.peers import PeerDirectory
 from molecule_runtime.state import OwnerLock, WorkspaceState
 from molecule_runtime.wire.uploads import pending_uri

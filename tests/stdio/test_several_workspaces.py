@@ -27,6 +27,9 @@ def test_workspaces_of_two_platforms_and_a_bad_entry_live_in_one_server(
     """agent-side 1 and 5: each has its own platform, token and journal; answers go where the question came from."""
     with PlatformProcess(tmp_path / "second.sqlite3") as second:
         here, there = platform_process.create_workspace("here"), second.create_workspace("there")
+        team = secrets.token_hex(8)
+        platform_process.create_workspace(f"{team} mate")
+        second.create_workspace(f"{team} far mate")
         stranger = {"id": str(uuid.uuid4()), "token": secrets.token_urlsafe(32), "platform_url": second.url}
         listed = [
             {"id": "not a uuid"},
@@ -79,6 +82,21 @@ def test_workspaces_of_two_platforms_and_a_bad_entry_live_in_one_server(
             refused = host.call_error("list_peers", workspace_id=stranger["id"])
             assert "unauthorized" in refused
             assert stranger["id"] in refused
+
+            both = host.call("list_peers", q=team)
+            assert {one["name"]: one["via"] for one in both["peers"]} == {
+                f"{team} mate": [here["WORKSPACE_ID"]],
+                f"{team} far mate": [there["WORKSPACE_ID"]],
+            }
+            assert stranger["id"] in both["warning"]
+            assert here["WORKSPACE_ID"] not in both["warning"]
+            (named,) = host.call("list_peers", q=team, workspace_id=here["WORKSPACE_ID"])["peers"]
+            assert (named["name"], "via" in named) == (f"{team} mate", False)
+            second.stop()
+            left = host.call("list_peers", q=team)
+            assert [one["name"] for one in left["peers"]] == [f"{team} mate"]
+            assert there["WORKSPACE_ID"] in left["warning"]
+            assert second.url in left["warning"]
             host.close_stdin()
             assert host.exit_code(within_s=2) == 0
     assert sorted(path.name for path in (tmp_path / "state").iterdir() if path.is_dir()) == sorted(
