@@ -65,9 +65,10 @@ async def send_to_user(client: PlatformClient, text: str, enclosed: Enclosed | N
     """Show `text` in the user's chat, live and after a reload (contract 4.2); the files that went with it.
 
     Raises:
-        AttachmentRefused, InvalidArgument: a file cannot be sent; nothing was shown.
+        AttachmentRefused, InvalidArgument: a file cannot be sent, or the text is too long; nothing was shown.
         PlatformError: nothing was shown, or (Unreachable after the request was read) it is not known.
     """
+    check_length("message", text)
     files = await upload(client, enclosed) if enclosed is not None and enclosed.paths else []
     await client.notify(text, attachments=files)
     log.info("messages.sent_to_user", count=len(text))

@@ -154,6 +154,11 @@ class Workspace:
             raise self._inbox_error or JournalUnusable(path="inbox", reason="it is not open yet")
         return self._delegator
 
+    @property
+    def reads_inbox(self) -> bool:
+        """Whether messages come here at all."""
+        return self._roles.reads_inbox
+
     def feed_error(self) -> MoleculeError | None:
         """Why no new message can come in now; None while the feed is read (by this process or another)."""
         if self._inbox.held and self._poller is not None and self._poller.health().last_error is not None:

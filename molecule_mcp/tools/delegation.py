@@ -21,10 +21,9 @@ from molecule_runtime.settings import WAIT_CAP_SECS
 from molecule_runtime.workspace import Workspace
 
 LATEST = 10
-HERE_WHEN_DONE = (
-    "The result comes as a message of kind delegation_result, and check_task_status has it too."
-    " To call this again with the same task would hand it out a second time."
-)
+COMES_BY_ITSELF = "The result comes as a message of kind delegation_result, and check_task_status has it too."
+TO_BE_ASKED_FOR = "The inbox is switched off here: ask check_task_status for the result."
+NOT_AGAIN = "To call this again with the same task would hand it out a second time."
 
 T = TypeVar("T")
 
@@ -94,7 +93,8 @@ async def _delegate(context: ToolContext, peer: str, task: str, seconds: float) 
         call.key = record.key
         left = max(0.0, deadline - asyncio.get_running_loop().time())
         record = await delegator.result(record, left)
-        return _view(record, delegator.texts, view)
+        comes = COMES_BY_ITSELF if call.workspace.reads_inbox else TO_BE_ASKED_FOR
+        return _view(record, delegator.texts, view, comes)
 
     try:
         return await _with_progress(context, work, seconds)
@@ -121,7 +121,7 @@ async def _with_progress(context: ToolContext, work: Callable[[Runtime], Awaitab
         working.cancel()
 
 
-def _view(record: DelegationRecord, texts: Texts, peer: PeerView | None) -> dict[str, Any]:
+def _view(record: DelegationRecord, texts: Texts, peer: PeerView | None, comes: str) -> dict[str, Any]:
     """What the call says: the result, or the handle, and whether the peer is there to do it."""
     view = shown(record, texts, peer)
     if record.status.is_final:
@@ -130,7 +130,7 @@ def _view(record: DelegationRecord, texts: Texts, peer: PeerView | None) -> dict
         since = f" since {peer.away_since}" if peer.away_since else ""
         view["peer_status"] = peer.status
         view["warning"] = f"{peer.name} is not there now ({peer.status}{since}); the job waits for it."
-    return view | {"next": HERE_WHEN_DONE}
+    return view | {"next": f"{comes} {NOT_AGAIN}"}
 
 
 async def _one(runtime: Runtime, workspace_id: str | None, task_id: str) -> dict[str, Any]:

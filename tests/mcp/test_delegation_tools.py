@@ -128,6 +128,21 @@ async def test_a_slow_peer_is_a_handle_and_then_a_message(platform: PlatformProc
     ]
 
 
+async def test_an_agent_without_an_inbox_is_told_to_ask(
+    platform: PlatformProcess, worker: Host, tmp_path: Path
+) -> None:
+    """agent-side 1, MOLECULE_MCP_DISABLE_INBOX: nothing comes by itself; a call that waits gets its result."""
+    settings = platform.create_workspace("deaf") | {"MOLECULE_MCP_DISABLE_INBOX": "1"}
+    async with hosting(settings, tmp_path / "deaf") as deaf:
+        pending = await deaf.ok(DELEGATE, workspace_id=worker.id, task="Add", timeout_secs=0)
+        assert "ask check_task_status" in pending["next"]
+        calling = asyncio.create_task(deaf.ok(DELEGATE, workspace_id=worker.id, task="Multiply"))
+        for answer in ("3", "2"):
+            await worker.ok(REPLY, activity_id=(await worker.take())["activity_id"], message=answer)
+        assert (await calling)["text"] == "2"
+        assert (await deaf.ok(CHECK, task_id=pending["task_id"]))["text"] == "3"
+
+
 async def front_sees(front: Host, task_id: str, status: str) -> bool:
     for _ in range(100):
         if (await front.ok(CHECK, task_id=task_id))["status"] == status:

@@ -202,6 +202,9 @@ def test_what_was_handled_by_its_reader_does_not_come_back(journal: Journal) -> 
     journal.handle(result(1).activity_id, now=NOW)
     journal.delegations.untell("k1")
     assert taken(journal) is None
+    journal.delegations.tell("k1", now=NOW)
+    journal.delegations.untell("k1")
+    assert taken(journal) is None
 
 
 def test_a_peers_answer_is_a_result_where_the_platform_does_not_make_it_one(journal: Journal) -> None:

@@ -26,6 +26,7 @@ from molecule_runtime.errors import (
     Retry,
     SettingsError,
     StateDirUnwritable,
+    TaskUnknown,
     TooLarge,
     Unauthorized,
     Unavailable,
@@ -66,6 +67,8 @@ def an(kind: type[MoleculeError]) -> MoleculeError:
         return kind(path="/home/me/a.pdf", reason="it is empty", cure="Write it first.")
     if issubclass(kind, MessageUnknown):
         return kind(activity_id="a1")
+    if issubclass(kind, TaskUnknown):
+        return kind(task_id="t1")
     assert issubclass(kind, PeerRefused)
     return kind(peer_id="p1", reason="no")
 

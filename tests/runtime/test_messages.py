@@ -109,6 +109,17 @@ async def test_a_delegation_is_answered_with_its_id(platform: Platform, member: 
     assert row["request_body"]["params"]["message"]["metadata"] == {"delegation_id": "d1"}
 
 
+@pytest.mark.parametrize("kind", [Kind.CANVAS_USER, Kind.PEER_AGENT])
+async def test_a_text_that_a_platform_would_cut_is_refused(mailbox: Mailbox, kind: Kind) -> None:
+    """Contract 4.1: 1 MiB of a request is read; nothing is sent and the message stays open."""
+    holding(mailbox, kind=kind, peer_id=PEER)
+    async with lone_client() as client:
+        with pytest.raises(InvalidArgument) as refused:
+            await messages.reply(client, mailbox, FIRST, "世" * 333_334)
+    assert (refused.value.argument, "1,000,002 bytes" in refused.value.reason) == ("message", True)
+    assert await counts(mailbox) == Counts(new=1)
+
+
 async def test_a_delegations_result_takes_no_answer(mailbox: Mailbox) -> None:
     """agent-side 5: it is popped, not answered; nothing is sent."""
     holding(mailbox, kind=Kind.DELEGATION_RESULT)
