@@ -2,8 +2,8 @@
 
 A record begins as an intent, before the platform hears of it: its key goes with the request, so that a retry (after a
 lost answer, after a crash) cannot hand the job out twice. Two calls are one intent while no agent has been given the
-handle of it; from then on the same words are a new job. A result comes by the feed, by asking, or both, in any order:
-it is told once, to the call that waits for it or as a message.
+handle of it, nor has handled its result; from then on the same words are a new job. A result comes by the feed, by
+asking, or both, in any order: it is told once, to the call that waits for it or as a message.
 """
 
 from __future__ import annotations
@@ -282,6 +282,15 @@ def note_arrival(db: sqlite3.Connection, message: Message, now: float) -> tuple[
     if not message.peer_id:
         message = replace(message, peer_id=record.peer_id)
     return message, is_news or not had_come
+
+
+def note_handled(db: sqlite3.Connection, activity_id: str, now: float) -> None:
+    """An agent is done with the message that had a job's result: the same words are a new job, handle or not."""
+    db.execute(
+        "UPDATE delegations SET handed_at = ? WHERE handed_at IS NULL"
+        " AND delegation_id = (SELECT result_of FROM messages WHERE activity_id = ?)",
+        (now, activity_id),
+    )
 
 
 def _is_news(record: DelegationRecord, told: Told) -> bool:
