@@ -29,8 +29,8 @@ POEM = [
     "ends the poem 🐸",
 ]
 LONGEST = "The longest line is 3: and the sound of water (22 characters)."
-WAIT_S = 1.5
-WORK_S = {"quick": 0.0, "slow": 3.0}
+WAIT_S = 1.0
+WORK_S = {"quick": 0.0, "slow": 2.0}
 
 
 async def leader(env: Mapping[str, str]) -> None:
