@@ -38,7 +38,7 @@ from molecule_runtime.wire.delegations import Delegation, DelegationRow, Delegat
 from molecule_runtime.workspace import Workspace
 from tests.reference_platform.support import BASE_URL, Member, Platform
 
-from .support import PEER, WORKSPACE, lone_client, message, running, state_in, until
+from .support import PEER, WORKSPACE, idle, lone_client, message, pass_time, running, state_in, until
 from .test_workspace import workspace_of
 
 JOB = "55555555-5555-4555-8555-555555555555"
@@ -557,6 +557,46 @@ async def test_a_job_that_nobody_knows_is_said_so(alone: Delegator, listed: http
     with pytest.raises(TaskUnknown) as unknown:
         await alone.status(JOB)
     assert str(unknown.value) == f"No task {JOB} was handed out from here."
+
+
+@pytest.mark.parametrize(
+    ("answer", "beats"),
+    [
+        (httpx.Response(404, json={"error": "delegation not found"}), 1),
+        (httpx.Response(404, text="404 page not found"), 1),
+        (httpx.Response(503, json={"error": "busy"}), 4),
+        (httpx.Response(200, json={"status": "ok"}), 4),
+    ],
+)
+@respx.mock
+async def test_who_knows_nothing_of_a_job_is_not_told_of_it_again(
+    alone: Delegator, clock: ManualClock, answer: httpx.Response, beats: int
+) -> None:
+    """Contract 6.5: other platforms have no such route; a job that is over needs no sign of life."""
+    route = respx.post(f"{BASE_URL}/workspaces/{WORKSPACE}/delegations/{JOB}/heartbeat").mock(return_value=answer)
+    respx.get(f"{BASE_URL}/registry/{WORKSPACE}/peers").mock(return_value=httpx.Response(200, json=[]))
+    task = message(1, kind=Kind.PEER_AGENT, peer_id=PEER, delegation_id=JOB)
+    alone._journal.append([task], cursor="c", last_row_at=1.0, now=1.0)
+    assert await alone._mailbox.take("k") is not None
+    async with running(alone.beat_forever):
+        for _ in range(3):
+            await pass_time(clock, BEAT_S)
+        await until(lambda: route.call_count == beats)
+        await idle(clock)
+        assert route.call_count == beats
+
+
+@respx.mock
+async def test_a_job_that_has_ended_is_not_asked_for_again(alone: Delegator) -> None:
+    """check_task_status shows what is known; only what is open is looked up."""
+    respx.post(DELEGATE).mock(return_value=accepted())
+    done = {"delegation_id": JOB, "status": "completed", "text": "3", "target_id": PEER}
+    asked = respx.get(ONE).mock(return_value=httpx.Response(200, json=done))
+    await alone.hand_over(PEER, "Add")
+    for _ in range(2):
+        assert [one.text for one in await alone.latest(10)] == ["3"]
+        assert (await alone.status(JOB)).text == "3"
+    assert asked.call_count == 1
 
 
 @respx.mock
