@@ -245,13 +245,15 @@ class Delegations:
 def recognise(db: sqlite3.Connection, message: Message) -> Message:
     """The message as the result that it is, when a peer answers a job of ours by an ordinary one (contract 0.8).
 
-    An answer to what is completed already is what it looks like: a message.
+    An answer to what is completed already is a message without an id: with it, it would look like a job for us.
     """
     if message.kind is not Kind.PEER_AGENT or message.delegation_id is None:
         return message
     record = _find(db, "delegation_id", message.delegation_id)
-    if record is None or record.peer_id != message.peer_id or record.status is DelegationStatus.COMPLETED:
+    if record is None or record.peer_id != message.peer_id:
         return message
+    if record.status is DelegationStatus.COMPLETED:
+        return replace(message, delegation_id=None)
     db.execute("UPDATE delegations SET to_report = 1 WHERE key = ?", (record.key,))
     return replace(message, kind=Kind.DELEGATION_RESULT, outcome=DelegationStatus.COMPLETED.value)
 

@@ -248,8 +248,8 @@ def test_a_second_answer_is_an_ordinary_message(journal: Journal) -> None:
     """One completion; a correction is not lost either."""
     handed_out(journal)
     arrive(journal, answer(1), answer(2, "43"))
-    kinds = [entry.message.kind for entry in journal.open_messages(10)]
-    assert kinds == [Kind.DELEGATION_RESULT, Kind.PEER_AGENT]
+    found = [(entry.message.kind, entry.message.delegation_id) for entry in journal.open_messages(10)]
+    assert found == [(Kind.DELEGATION_RESULT, JOB), (Kind.PEER_AGENT, None)]
     assert known(journal) == (COMPLETED, "42", None)
 
 
