@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .support import Member, Platform, bearer
+from .support import Database, Member, Platform, bearer
 
+QUEUED = (200, {"status": "queued", "delivery_mode": "poll", "method": "message/send"})
+"""What a sender to a polling workspace is told."""
 TASK = "帮我 check the deploy"
 
 
@@ -38,6 +40,12 @@ async def answer(
         json={"jsonrpc": "2.0", "id": "1", "method": "message/send", "params": {"message": message}},
         headers=bearer(worker.token, **{"X-Workspace-ID": worker.id}),
     )
+    return reply.status_code, reply.json()
+
+
+async def record(platform: Platform, delegator: Member, body: dict[str, Any]) -> tuple[int, Any]:
+    url = f"/workspaces/{delegator.id}/delegations/record"
+    reply = await platform.http.post(url, json=body, headers=delegator.headers)
     return reply.status_code, reply.json()
 
 
@@ -91,3 +99,12 @@ async def rows_of(platform: Platform, member: Member) -> list[tuple[str, str]]:
     """(method, status) of the delegation rows, oldest first."""
     rows = await platform.rows(member, type="delegation")
     return [(row["method"], row["status"]) for row in reversed(rows)]
+
+
+LINE = ("status", "error_detail", "result_preview", "last_heartbeat", "deadline", "updated_at")
+
+
+def ledger_of(database: Database, delegation_id: str) -> dict[str, Any]:
+    """The delegation's line in the ledger."""
+    ((*values,),) = database.sql(f"SELECT {', '.join(LINE)} FROM delegations WHERE delegation_id = '{delegation_id}'")
+    return dict(zip(LINE, values, strict=True))

@@ -17,6 +17,7 @@ WORKSPACE = "11111111-1111-4111-8111-111111111111"
 PEER = "22222222-2222-4222-8222-222222222222"
 TOKEN = "77777777-7777-4777-8777-777777777777"
 FILE = "44444444-4444-4444-8444-444444444444"
+DELEGATION = "55555555-5555-4555-8555-555555555555"
 
 
 def exchanges() -> list[Any]:
@@ -43,7 +44,8 @@ async def test_golden_exchange_is_answered_as_recorded(
 
     def placed(value: Any) -> Any:
         text = json.dumps(value).replace(WORKSPACE, ours.id).replace(PEER, peer.id)
-        return json.loads(text.replace(TOKEN, token_of(database, ours)).replace(FILE, file_of(database)))
+        text = text.replace(TOKEN, token_of(database, ours)).replace(FILE, file_of(database))
+        return json.loads(text.replace(DELEGATION, delegation_of(database)))
 
     method, path = document["endpoint"].split(" ")
     token = exchange.get("bearer", ours.token)
@@ -103,6 +105,9 @@ async def prepare(
         await platform.http.post(f"/workspaces/{ours.id}/pending-uploads/{file_of(database)}/ack")
     if exchange["name"] == "expired":
         database.sql("UPDATE pending_uploads SET expires_at = '2025-12-31 00:00:00.000000+00'")
+    if file.startswith("delegat") and exchange["name"] not in ("none", "accepted", "recorded"):
+        delegator, worker = (peer, ours) if file == "delegation_heartbeat" else (ours, peer)
+        await a_delegation(platform, database, delegator, worker, exchange["name"])
     if file == "get_removed_workspace":
         await platform.http.delete(f"/workspaces/{ours.id}")
     if file == "discover" and exchange["name"].startswith("pushed peer"):
@@ -120,6 +125,20 @@ async def prepare(
         await platform.parts.store.write(tokens.revoke_all, [ours.id], platform.parts.clock.now())
 
 
+async def a_delegation(platform: Platform, database: Database, delegator: Member, worker: Member, ended: str) -> None:
+    """A delegation that is open, or was ended as the exchange's name says."""
+    body = {"target_id": worker.id, "task": "check the deploy", "idempotency_key": "a-key"}
+    await platform.http.post(f"/workspaces/{delegator.id}/delegate", json=body, headers=delegator.headers)
+    updates = {
+        "completed": {"status": "completed", "response_preview": "完成 ✅"},
+        "closed meanwhile": {"status": "completed"},
+        "failed": {"status": "failed", "error": "no luck"},
+    }
+    if ended in updates:
+        url = f"/workspaces/{delegator.id}/delegations/{delegation_of(database)}/update"
+        await platform.http.post(url, json=updates[ended], headers=delegator.headers)
+
+
 def token_of(database: Database, member: Member) -> str:
     """The id of the workspace's first token."""
     query = f"SELECT id FROM workspace_tokens WHERE workspace_id = '{member.id}' ORDER BY created_at LIMIT 1"
@@ -130,6 +149,12 @@ def token_of(database: Database, member: Member) -> str:
 def file_of(database: Database) -> str:
     """The id of the file that is staged, if there is one."""
     return next((str(file_id) for (file_id,) in database.sql("SELECT file_id FROM pending_uploads")), FILE)
+
+
+def delegation_of(database: Database) -> str:
+    """The id of the delegation that was made, if there is one."""
+    query = "SELECT delegation_id FROM activity_logs WHERE delegation_id IS NOT NULL"
+    return next((str(delegation_id) for (delegation_id,) in database.sql(query)), DELEGATION)
 
 
 def differences(golden: Any, actual: Any, where: str = "$") -> list[str]:

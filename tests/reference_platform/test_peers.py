@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from molecule_runtime.clock import ManualClock
 
-from .support import NOBODY, Database, Member, Platform
+from .support import NOBODY, Database, Member, Platform, only
 
 
 async def names(platform: Platform, member: Member, q: str | None = None) -> list[str]:
@@ -33,6 +33,24 @@ async def test_siblings_then_children_then_parent(platform: Platform, clock: Man
     assert await names(platform, made["grandchild"]) == ["child"]
     await platform.http.delete(f"/workspaces/{made['twin'].id}?confirm=true")
     assert await names(platform, made["child"]) == ["sister", "grandchild", "root"]
+
+
+@only("sqlite")
+async def test_a_peer_tells_when_it_was_last_heard(platform: Platform, clock: ManualClock) -> None:
+    """Null until its first beat; afterwards the beat, though it is silent since (ours)."""
+    member, peer = await platform.join("me"), await platform.create("peer")
+    url = f"/registry/{member.id}/peers"
+
+    async def heard() -> str | None:
+        (found,) = (await platform.http.get(url, headers=member.headers)).json()
+        moment: str | None = found["last_heartbeat_at"]
+        return moment
+
+    clock.advance(5)
+    assert await heard() is None
+    await platform.beat(peer)
+    clock.advance(3600)
+    assert await heard() == "2026-01-01T00:00:05.000000Z"
 
 
 async def test_q_searches_name_and_role_without_case(platform: Platform) -> None:

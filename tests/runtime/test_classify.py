@@ -239,3 +239,14 @@ def test_no_body_is_too_odd_to_be_classified_and_kept(method: str | None) -> Non
                 found = of(row(1, method=method, **fields))
                 if isinstance(found, Message):
                     assert Message.from_json(json.loads(json.dumps(found.to_json()))) == found
+
+
+QUEUED_ENVELOPE = '{"status":"queued","delivery_mode":"poll","method":"message/send"}'
+
+
+@pytest.mark.parametrize(("status", "is_message"), [("ok", False), ("error", True)])
+def test_a_note_that_a_peer_will_be_asked_is_no_result(status: str, is_message: bool) -> None:
+    """Contract 6.1: some platforms close a delegation to a polling peer with that envelope as its text."""
+    fields = {"response_body": {"text": QUEUED_ENVELOPE, "delegation_id": FILE_ID}, "error_detail": QUEUED_ENVELOPE}
+    found = of(row(1, method="delegate_result", source_id=WORKSPACE, status=status, **fields))
+    assert isinstance(found, Message) is is_message

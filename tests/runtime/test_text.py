@@ -13,6 +13,7 @@ from molecule_runtime.text import (
     cut_code_points,
     printable,
     redact,
+    shortened_to_bytes,
     well_formed,
 )
 
@@ -60,6 +61,25 @@ def test_ascii_fills_the_ledger_preview_exactly(size: int) -> None:
     """Requirement R4: 4096 bytes."""
     assert len(cut_bytes("a" * size)) == min(size, LEDGER_PREVIEW_BYTES)
     assert len(cut_bytes("世" * size).encode()) == 4095
+
+
+@pytest.mark.parametrize(
+    ("text", "limit", "cut"),
+    [
+        ("abc", 3, "abc"),
+        ("世", 3, "世"),
+        ("abcd", 3, "…"),
+        ("abcde", 4, "a…"),
+        ("世界世", 8, "世…"),
+        ("世界世", 9, "世界世"),
+        ("🌍🌍", 7, "🌍…"),
+        ("", 3, ""),
+    ],
+)
+def test_a_text_shortened_to_bytes_counts_its_mark(text: str, limit: int, cut: str) -> None:
+    """Contract 6.1: the "…" is inside the limit, and stands only where something was cut."""
+    assert shortened_to_bytes(text, limit) == cut
+    assert len(cut.encode()) <= limit
 
 
 @pytest.mark.parametrize(

@@ -101,19 +101,22 @@ class DelegationDispatcher:
         if _took_nothing(reply):
             await self._clock.sleep(RETRY_S)
             reply = await self._forwarder.forward(target, delegator_id, envelope, CEILING_S)
-        ending = ending_of(reply)
-        for pause_s in WRITE_PAUSES_S:
+        announcements = await self._write_down(delegator_id, target["id"], delegation_id, ending_of(reply))
+        await emit_all(self._bus, announcements)
+
+    async def _write_down(
+        self, delegator_id: str, target_id: str, delegation_id: str, ending: Ending | None
+    ) -> tuple[Announcement, ...]:
+        pauses = iter(WRITE_PAUSES_S)
+        while True:
             try:
-                announcements = await self._store.write(
-                    self._conclude, delegator_id, target["id"], delegation_id, ending
-                )
-                break
+                return await self._store.write(self._conclude, delegator_id, target_id, delegation_id, ending)
             except StoreError:
+                pause_s = next(pauses, None)
+                if pause_s is None:
+                    raise
                 log.exception("delegation.persist_failed", workspace_id=delegator_id, delegation_id=delegation_id)
                 await self._clock.sleep(pause_s)
-        else:
-            announcements = await self._store.write(self._conclude, delegator_id, target["id"], delegation_id, ending)
-        await emit_all(self._bus, announcements)
 
     def _conclude(
         self, connection: Connection, delegator_id: str, target_id: str, delegation_id: str, ending: Ending | None

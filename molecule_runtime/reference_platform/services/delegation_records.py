@@ -174,7 +174,7 @@ class DelegationRecords:
         if waiting is None:
             return Begun()
         target_id = waiting["target_id"]
-        lock_lines(connection, delegator_id, target_id)
+        delegator = lock_lines(connection, delegator_id, target_id).get(delegator_id)
         taken = connection.execute(
             update(activity_logs)
             .where(_of(delegator_id, delegation_id, Method.DELEGATE), _rows.status == RowStatus.PENDING)
@@ -182,6 +182,10 @@ class DelegationRecords:
         )
         if not taken.rowcount:
             return Begun()
+        if _is_gone(delegator):
+            nobody = Ending(DelegationStatus.FAILED, error="its delegator was removed")
+            closed = self.close(connection, delegator_id, delegation_id, nobody, now)
+            return Begun(() if closed is None else closed.announcements)
         task = waiting["request_body"]["task"]
         begun = self._begin(connection, delegator_id, target_id, delegation_id, task, now)
         if begun.target is None:
@@ -269,7 +273,7 @@ class DelegationRecords:
             event = Announcement(EventName.DELEGATION_COMPLETE, delegator_id, facts | {"response_preview": preview})
         else:
             event = Announcement(EventName.DELEGATION_FAILED, delegator_id, facts | {"error": error})
-        if delegator is None or delegator["status"] == WorkspaceStatus.REMOVED:
+        if delegator is None or _is_gone(delegator):
             return Closed((event,), None)  # nobody reads its log any more, and nothing can be appended to it
         self._write_result(connection, delegator_id, target_id, delegation_id, ending, error, now)
         inbox_row = None
@@ -352,8 +356,6 @@ class DelegationRecords:
         if row["status"] != RowStatus.FAILED:
             return Opened(row["delegation_id"], row["target_id"], row["status"], hit=True)
         connection.execute(update(activity_logs).where(own).values(idempotency_key=None))
-        if self.keeps_ledger:
-            ledger.release_key(connection, delegator_id, key)
         return None
 
     def _insert(
@@ -381,6 +383,8 @@ class DelegationRecords:
         )
         append(connection, row, now)
         if self.keeps_ledger:
+            if key is not None:  # the rows say who has a key: the ledger may have been off when one became free
+                ledger.release_key(connection, delegator_id, key)
             ledger.insert_queued(
                 connection, delegator_id, request.target_id, delegation_id, request.task, now, idempotency_key=key
             )
@@ -468,6 +472,10 @@ def _sent(delegator_id: str, request: DelegateRequest | RecordRequest, delegatio
         "task_preview": shortened_to_bytes(request.task, TASK_PREVIEW_BYTES),
     }
     return Announcement(EventName.DELEGATION_SENT, delegator_id, payload)
+
+
+def _is_gone(workspace: RowMapping | None) -> bool:
+    return workspace is None or workspace["status"] == WorkspaceStatus.REMOVED
 
 
 def _of(delegator_id: str, delegation_id: str, method: Method) -> ColumnElement[bool]:

@@ -20,7 +20,7 @@ from molecule_runtime.reference_platform.services import tokens
 from molecule_runtime.reference_platform.services.presence import EXTERNAL
 from molecule_runtime.reference_platform.services.push_urls import check_push_url
 from molecule_runtime.reference_platform.store.engine import Store
-from molecule_runtime.reference_platform.store.tables import activity_logs, workspace_tokens, workspaces
+from molecule_runtime.reference_platform.store.tables import activity_logs, delegations, workspace_tokens, workspaces
 from molecule_runtime.wire.events import EventName
 from molecule_runtime.wire.registry import DeliveryMode, WorkspaceStatus
 from molecule_runtime.wire.workspaces import CreateWorkspaceRequest
@@ -249,6 +249,7 @@ def _descendants(connection: Connection, workspace_id: str) -> list[Any]:
 
 def _purge(connection: Connection, workspace_ids: list[str]) -> None:
     connection.execute(delete(activity_logs).where(activity_logs.c.workspace_id.in_(workspace_ids)))
+    connection.execute(delete(delegations).where(delegations.c.caller_id.in_(workspace_ids)))
     connection.execute(delete(workspace_tokens).where(workspace_tokens.c.workspace_id.in_(workspace_ids)))
     for workspace_id in reversed(workspace_ids):  # children before their parents
         connection.execute(delete(workspaces).where(workspaces.c.id == workspace_id))
