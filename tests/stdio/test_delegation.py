@@ -239,7 +239,7 @@ async def test_a_call_of_ten_minutes_gives_a_handle_and_stands_in_no_other_calls
                 asked = [each for each in road.exchanges if each.path != "/ws"]
                 assert max((each.ended or now) - each.began for each in asked) < LONGEST_REQUEST_S
         handed = [task for task, _, _ in handed_out(platform_process, front)]
-        assert sorted(handed) == ["cancelled", "from one server", "from two servers", "x"]
+        assert sorted(handed) == ["cancelled", "cancelled", "from one server", "from two servers", "x"]
 
 
 async def one_job_for_calls_at_once(
@@ -266,7 +266,7 @@ async def one_job_for_calls_at_once(
 
 
 async def a_cancelled_call_leaves_a_message(host: Host, agent: Agent, worker: Settings) -> None:
-    """And who asks again with the same words is given the result of the job that there was."""
+    """Who asks again before it is put away is given the result of the job that there was; who asks later, a new job."""
     given = {"workspace_id": worker["WORKSPACE_ID"], "task": "cancelled"}
     call = host.begin("delegate_task", timeout_secs=40, **given)
     job = await taken(agent)
@@ -277,10 +277,12 @@ async def a_cancelled_call_leaves_a_message(host: Host, agent: Agent, worker: Se
     result = next_message(host)
     assert (result["kind"], result["delegation_id"]) == ("delegation_result", job["delegation_id"])
     assert result["text"] == "all the same"
-    host.call("inbox_pop", activity_id=result["activity_id"])
     again = host.call("delegate_task", timeout_secs=20, **given)
     assert (again["task_id"], again["text"]) == (job["delegation_id"], "all the same")
+    assert host.call("inbox_peek") == {"messages": [], "total": 0}
     assert await agent.wait(0.5) is None
+    later = host.call("delegate_task", timeout_secs=0, **given)
+    assert later["task_id"] == (await taken(agent))["delegation_id"] != job["delegation_id"]
 
 
 async def test_a_worker_that_dies_is_missed_and_its_successors_answer_still_counts(tmp_path: Path) -> None:
