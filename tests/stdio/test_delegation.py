@@ -8,7 +8,7 @@ import threading
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +160,8 @@ def test_jobs_whose_answers_are_lost_are_handed_out_once_when_the_same_words_are
     """Deliver 2: the key of an intent outlives a lost answer and the platform's death between request and answer."""
     database, chance = tmp_path / "platform.sqlite3", random.Random(SEED)
     tasks = [f"task {number}" for number in range(10)]
-    with PlatformProcess(database) as platform:
+    with ExitStack() as platforms:
+        platform = platforms.enter_context(PlatformProcess(database))
         front, worker = platform.create_workspace("front"), platform.create_workspace("worker")
         given = {"workspace_id": worker["WORKSPACE_ID"], "timeout_secs": 0}
         with (
@@ -175,8 +176,7 @@ def test_jobs_whose_answers_are_lost_are_handed_out_once_when_the_same_words_are
                     killer = threading.Timer(chance.uniform(0, 0.03), platform.kill)
                     killer.start()
                     killer.join()
-                    platform.stop()
-                    platform = PlatformProcess(database, port=platform.port)
+                    platform = platforms.enter_context(PlatformProcess(database, port=platform.port))
                 result = host.answer_to(call)["result"]
                 deadline = time.monotonic() + RETRIED_WITHIN_S
                 while result.get("isError"):
@@ -190,7 +190,6 @@ def test_jobs_whose_answers_are_lost_are_handed_out_once_when_the_same_words_are
             assert handed_out(platform, front) == wanted[::-1]
             listed = host.call("check_task_status")["tasks"]
             assert [(one["task"], one["task_id"]) for one in listed[::-1]] == list(zip(tasks, handles, strict=True))
-        platform.stop()
 
 
 AT_ONCE = 10
