@@ -18,12 +18,12 @@ from types import TracebackType
 from typing import Any, Self
 
 from molecule_runtime import messages
+from molecule_runtime.delegation import Call, Delegator
 from molecule_runtime.inbox.delegations import DelegationRecord
 from molecule_runtime.peers import PeerView
 from molecule_runtime.runtime import Runtime, RuntimeThread
 from molecule_runtime.settings import Settings
 from molecule_runtime.state import StateDir
-from molecule_runtime.workspace import Workspace
 
 TURN_S = 60.0
 """How long `messages` waits at a time; only how often it looks again, no limit."""
@@ -163,18 +163,15 @@ class Agent:
             PlatformError: it was not handed out, or it is not known.
             LocalStateError: there is no journal to remember it in.
         """
-        taken: list[tuple[Workspace, DelegationRecord]] = []
+        call, delegators = Call(), list[Delegator]()
 
         async def hand_over(runtime: Runtime) -> DelegationRecord:
-            workspace, view = await runtime.peer(peer, workspace_id)
-            delegator = await workspace.delegator()
-            record = await delegator.hand_over(view.id if view is not None else str(uuid.UUID(peer.strip())), task)
-            taken.append((workspace, record))
-            return await delegator.result(record, timeout_s)
+            *_, record = await runtime.delegate(peer, task, timeout_s, workspace_id, call, delegators.append)
+            return record
 
         async def take_back(_: Runtime) -> None:
-            for workspace, record in taken:
-                await (await workspace.delegator()).take_back(record.key)
+            for delegator in delegators:
+                await delegator.take_back(call)
 
         try:
             return await self._running.call(hand_over)
@@ -200,7 +197,8 @@ class Agent:
         """The newest jobs that were handed out from here, newest first."""
 
         async def look(runtime: Runtime) -> list[DelegationRecord]:
-            return [record for _, record in await runtime.tasks(limit, workspace_id)]
+            found, _ = await runtime.tasks(limit, workspace_id)
+            return [record for _, record in found]
 
         return await self._running.call(look)
 

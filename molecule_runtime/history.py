@@ -104,8 +104,10 @@ def _delegation_lines(row: ActivityRow) -> list[Line]:
     match row.method, row.status:
         case Method.DELEGATE, _:
             speaker, text = Speaker.AGENT, request.get("task")
-        case Method.DELEGATE_RESULT, RowStatus.COMPLETED if not is_queued_text(response.get("text")):
+        case Method.DELEGATE_RESULT, RowStatus.COMPLETED:
             speaker, text = Speaker.PEER, response.get("text")
+            if row.seq is None and is_queued_text(text):  # see `classify`
+                return []
         case Method.DELEGATE_RESULT, RowStatus.FAILED:
             speaker, text = Speaker.SYSTEM, row.error_detail
         case _:  # it is being worked on

@@ -6,6 +6,7 @@ rather than losing the answer. Files go before the message that names them, all 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -130,9 +131,12 @@ def check_length(argument: str, text: str) -> None:
     Raises:
         InvalidArgument
     """
-    size = len(text.encode("utf-8", "replace"))
+    size = len(json.dumps(text, ensure_ascii=False).encode("utf-8", "replace")) - 2  # quotes and line ends take two
     if size > TEXT_BYTES:
-        reason = f"its {size:,} bytes are more than the {TEXT_BYTES:,} that a platform takes; nothing was sent"
+        reason = (
+            f"as it is sent it has {size:,} bytes, and a platform takes {TEXT_BYTES:,}; nothing was sent:"
+            " shorten it, or send it in parts"
+        )
         raise InvalidArgument(argument=argument, reason=reason)
 
 

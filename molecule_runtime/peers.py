@@ -207,7 +207,7 @@ def way(found: Reached, *, last: str | None, own: Mapping[str, str]) -> str:
     choices = ", ".join(f"{workspace_id} ({name})" for workspace_id, name in own.items() if workspace_id in found.via)
     raise InvalidArgument(
         argument="source_workspace_id",
-        reason=f"{found.peer.name} is reached through several of your workspaces, name one of: {choices}",
+        reason=f"{quoted(found.peer.name)} is reached through several of your workspaces, name one of: {choices}",
     )
 
 
@@ -219,16 +219,23 @@ def unseen(told: str, among: Sequence[Reached], *, own: Mapping[str, str], unask
     elif peer_id is not None:
         said = f"none of your workspaces sees the peer {peer_id}; list_peers has those that can be reached"
     elif among:
-        listed = ", ".join(one.peer.name for one in among[:CHOICES_SHOWN])
+        listed = ", ".join(quoted(one.peer.name) for one in among[:CHOICES_SHOWN])
         whole = " (list_peers has them all)" if len(among) > CHOICES_SHOWN else ""
-        said = f"no peer has the name {clean_name(told)}; these are there: {listed}{_and_more(among)}{whole}"
+        said = (
+            f"no peer has the name {quoted(clean_name(told) or '')}; these are there: {listed}{_and_more(among)}{whole}"
+        )
     else:
-        said = f"no peer has the name {clean_name(told)}; list_peers shows nobody"
+        said = f"no peer has the name {quoted(clean_name(told) or '')}; list_peers shows nobody"
     return _not_this_peer(f"{said}. These could not be asked: {unasked.rstrip('.')}" if unasked else said)
 
 
 def _not_this_peer(reason: str) -> InvalidArgument:
     return InvalidArgument(argument="workspace_id", reason=reason)
+
+
+def quoted(name: str) -> str:
+    """A name in a sentence of ours: where it begins and ends is to be seen, whatever it says."""
+    return '"' + name.replace('"', "'") + '"'
 
 
 def _key(name: str) -> str:
@@ -237,7 +244,7 @@ def _key(name: str) -> str:
 
 
 def _described(peer: PeerView) -> str:
-    return f"{peer.id} ({', '.join(filter(None, (peer.name, peer.role)))})"
+    return f"{peer.id} ({', '.join(quoted(name) for name in (peer.name, peer.role) if name)})"
 
 
 def _and_more(listed: Sequence[Reached]) -> str:

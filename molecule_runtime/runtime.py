@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
@@ -21,6 +22,7 @@ import structlog
 
 from molecule_runtime import __version__
 from molecule_runtime.clock import Clock, SystemClock, wait_for_event
+from molecule_runtime.delegation import Call, Delegator
 from molecule_runtime.errors import (
     InvalidArgument,
     LocalStateError,
@@ -295,8 +297,11 @@ class Runtime:
             TaskUnknown: neither the journals nor the platforms know it.
             MoleculeError: none knows it, and one could not be asked.
         """
-        chosen = self.chosen(workspace_id)
-        remembering = [one for one in chosen if await (await one.delegator()).remembers(task_id)]
+        chosen, remembering = self.chosen(workspace_id), []
+        for one in chosen:
+            with suppress(LocalStateError):
+                if await (await one.delegator()).remembers(task_id):
+                    remembering.append(one)
         unknown: MoleculeError = TaskUnknown(task_id=task_id)
         for workspace in remembering or chosen:
             try:
@@ -307,18 +312,46 @@ class Runtime:
                 unknown = error
         raise unknown
 
-    async def tasks(self, limit: int, workspace_id: str | None = None) -> list[tuple[Workspace, DelegationRecord]]:
-        """The newest jobs that were handed out from here, newest first, each with the workspace that did.
+    async def tasks(
+        self, limit: int, workspace_id: str | None = None
+    ) -> tuple[list[tuple[Workspace, DelegationRecord]], list[tuple[Workspace, MoleculeError]]]:
+        """The newest jobs that were handed out from here, newest first, each with the workspace that did; and whose
+        journal cannot be read.
 
         Raises:
-            LocalStateError: a journal cannot be opened.
+            LocalStateError: none can be read.
         """
-        found = [
-            (workspace, record)
-            for workspace in self.chosen(workspace_id)
-            for record in await (await workspace.delegator()).latest(limit)
-        ]
-        return sorted(found, key=lambda one: one[1].created_at, reverse=True)[:limit]
+        found: list[tuple[Workspace, DelegationRecord]] = []
+        troubles: list[tuple[Workspace, MoleculeError]] = []
+        chosen = self.chosen(workspace_id)
+        for workspace in chosen:
+            try:
+                found += [(workspace, record) for record in await (await workspace.delegator()).latest(limit)]
+            except LocalStateError as error:
+                troubles.append((workspace, error))
+        if len(troubles) == len(chosen):
+            raise troubles[0][1]
+        return sorted(found, key=lambda one: one[1].created_at, reverse=True)[:limit], troubles
+
+    async def delegate(
+        self,
+        peer: str,
+        task: str,
+        timeout_s: float,
+        workspace_id: str | None,
+        call: Call,
+        began: Callable[[Delegator], None],
+    ) -> tuple[Workspace, PeerView | None, Delegator, DelegationRecord]:
+        """Hand a job to whoever is meant and wait up to `timeout_s` for its end; looking for the peer counts, too.
+
+        `began` is told whose `take_back` is for `call`. Raises as `peer` and `Delegator.hand_over`.
+        """
+        deadline = self._clock.monotonic() + timeout_s
+        workspace, view = await self.peer(peer, workspace_id)
+        delegator = await workspace.delegator()
+        began(delegator)
+        peer_id = view.id if view is not None else str(uuid.UUID(peer.strip()))
+        return workspace, view, delegator, await delegator.delegate(peer_id, task, deadline, call)
 
     async def _ask_for_peers(
         self, workspaces: Sequence[Workspace], query: str = ""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any, TypeVar
 
@@ -13,14 +12,13 @@ from pydantic import AfterValidator, Field
 
 from molecule_mcp.tools._base import Arguments, Hints, Tool, ToolContext
 from molecule_mcp.tools.inbox import PROGRESS_EVERY_S, NonBlank
-from molecule_runtime.delegation import headed, shown
+from molecule_runtime.delegation import Call, Delegator, headed, shown
 from molecule_runtime.inbox.delegations import DelegationRecord
 from molecule_runtime.inbox.texts import Texts
-from molecule_runtime.peers import THERE, PeerView
-from molecule_runtime.runtime import Runtime
+from molecule_runtime.peers import THERE, PeerView, quoted
+from molecule_runtime.runtime import Runtime, said_of
 from molecule_runtime.settings import WAIT_CAP_SECS
 from molecule_runtime.wire._base import rfc3339
-from molecule_runtime.workspace import Workspace
 
 LATEST = 10
 COMES_BY_ITSELF = "The result comes as a message of kind delegation_result, and check_task_status has it too."
@@ -60,14 +58,6 @@ class TaskStatusArguments(Arguments):
     task_id: Annotated[str, AfterValidator(_task_id)] = Field("", description=f"Without it, the last {LATEST}.")
 
 
-@dataclass
-class _Call:
-    """How far a call has come, for the case that its caller goes away."""
-
-    workspace: Workspace | None = None
-    key: str | None = None
-
-
 async def delegate_task(context: ToolContext, args: DelegateArguments) -> dict[str, Any]:
     seconds = min(max(args.timeout_secs, 0.0), float(WAIT_CAP_SECS))
     return await _delegate(context, args.workspace_id, args.task, seconds)
@@ -85,29 +75,24 @@ async def check_task_status(context: ToolContext, args: TaskStatusArguments) -> 
 
 async def _delegate(context: ToolContext, peer: str, task: str, seconds: float) -> dict[str, Any]:
     """Hand the job out and wait for its end. A caller that goes away has seen nothing: the result stays a message."""
-    call = _Call()
+    call, delegators = Call(), list[Delegator]()
 
     async def work(runtime: Runtime) -> dict[str, Any]:
-        deadline = asyncio.get_running_loop().time() + seconds
-        call.workspace, view = await runtime.peer(peer, context.workspace_id)
-        delegator = await call.workspace.delegator()
-        record = await delegator.hand_over(view.id if view is not None else str(uuid.UUID(peer.strip())), task)
-        call.key = record.key
-        left = max(0.0, deadline - asyncio.get_running_loop().time())
-        record = await delegator.result(record, left)
-        comes = COMES_BY_ITSELF if call.workspace.reads_inbox else TO_BE_ASKED_FOR
+        workspace, view, delegator, record = await runtime.delegate(
+            peer, task, seconds, context.workspace_id, call, delegators.append
+        )
+        comes = COMES_BY_ITSELF if workspace.reads_inbox else TO_BE_ASKED_FOR
         return _view(record, delegator.texts, view, comes)
+
+    async def take_back(_: Runtime) -> None:
+        for delegator in delegators:
+            await delegator.take_back(call)
 
     try:
         return await _with_progress(context, work, seconds)
     except asyncio.CancelledError:
-        context.bridge.cast(lambda _: _take_back(call))
+        context.bridge.cast(take_back)
         raise
-
-
-async def _take_back(call: _Call) -> None:
-    if call.workspace is not None and call.key is not None:
-        await (await call.workspace.delegator()).take_back(call.key)
 
 
 async def _with_progress(context: ToolContext, work: Callable[[Runtime], Awaitable[T]], seconds: float) -> T:
@@ -131,7 +116,7 @@ def _view(record: DelegationRecord, texts: Texts, peer: PeerView | None, comes: 
     if peer is not None and peer.status not in THERE:
         since = f" since {peer.away_since}" if peer.away_since else ""
         view["peer_status"] = peer.status
-        view["warning"] = f"{peer.name} is not there now ({peer.status}{since}); the job waits for it."
+        view["warning"] = f"{quoted(peer.name)} is not there now ({peer.status}{since}); the job waits for it."
     return view | {"next": f"{comes} {NOT_AGAIN}"}
 
 
@@ -141,12 +126,13 @@ async def _one(runtime: Runtime, workspace_id: str | None, task_id: str) -> dict
 
 
 async def _latest(runtime: Runtime, workspace_id: str | None) -> dict[str, Any]:
+    found, troubles = await runtime.tasks(LATEST, workspace_id)
     tasks = [
         headed(record, workspace.directory.known(record.peer_id))
         | {"task": record.task, "handed_out_at": rfc3339(datetime.fromtimestamp(record.created_at, UTC))}
-        for workspace, record in await runtime.tasks(LATEST, workspace_id)
+        for workspace, record in found
     ]
-    return {"tasks": tasks}
+    return {"tasks": tasks} | ({"warning": said_of(troubles)} if troubles else {})
 
 
 TOOLS = (

@@ -121,14 +121,15 @@ def _delegation_result(row: ActivityRow) -> Message | Echo:
     request = row.request_body if isinstance(row.request_body, dict) else {}
     failed = row.status == "error"
     text = row.error_detail if failed else response.get("text")
-    if not failed and is_queued_text(text):
-        return Echo(row.id)  # some platforms take the note that a peer will be asked for the peer's answer
+    if not failed and row.seq is None and is_queued_text(text):
+        # Some platforms (none that numbers its rows) take the note that a peer will be asked for the peer's answer.
+        return Echo(row.id)
     delegation_id = request.get("delegation_id") or response.get("delegation_id")
     return Message(
         activity_id=row.id,
         kind=Kind.DELEGATION_RESULT,
         peer_id="",
-        text=str(text or row.summary or ""),
+        text=text if isinstance(text, str) and (text or not failed) else row.summary or "",
         created_at=rfc3339(row.created_at),
         method=Method.DELEGATE_RESULT.value,
         delegation_id=_uuid_or_none(delegation_id),

@@ -47,7 +47,14 @@ CREATE INDEX delegations_by_intent ON delegations (peer_id, task_digest) WHERE h
 """Part of the journal's schema. `handed_at`: an agent was given the handle. `told_at`: the call that waited was given
 the result. `to_report`: the platform does not know of the result yet."""
 
-COLUMNS = ("ALTER TABLE messages ADD COLUMN result_of TEXT", "ALTER TABLE messages ADD COLUMN works_on TEXT")
+COLUMNS = (
+    "ALTER TABLE messages ADD COLUMN result_of TEXT",
+    "ALTER TABLE messages ADD COLUMN works_on TEXT",
+    "UPDATE messages SET result_of = json_extract(body, '$.delegation_id')"
+    " WHERE body IS NOT NULL AND json_extract(body, '$.kind') = 'delegation_result'",
+    "UPDATE messages SET works_on = json_extract(body, '$.delegation_id')"
+    " WHERE body IS NOT NULL AND json_extract(body, '$.kind') = 'peer_agent'",
+)
 """What `messages` needs: the delegation whose result a message is, and the one whose job it brings."""
 INDEX = "CREATE INDEX messages_by_result ON messages (result_of) WHERE result_of IS NOT NULL"
 
@@ -122,14 +129,23 @@ class Delegations:
             db.execute("DELETE FROM delegations WHERE updated_at < ?", (now - RECORD_KEPT_S,))
             return _one(db, "key", key)
 
-    def accepted(self, key: str, delegation_id: str, *, now: float) -> DelegationRecord:
-        """The platform has taken the job. A result that was quicker than this answer becomes part of the record."""
+    def accepted(self, intent: DelegationRecord, delegation_id: str, *, now: float) -> DelegationRecord:
+        """The platform has taken the job. A result that was quicker than this answer becomes part of the record.
+
+        When an agent was done with that result before, the record comes back with `handed_at`.
+        """
+        key = intent.key
         with self._writing() as db:
             early = db.execute(
                 f"SELECT {_FIELDS} FROM delegations WHERE delegation_id = ? AND key != ?", (delegation_id, key)
             ).fetchone()
             if early is not None:  # the feed was faster
                 db.execute("DELETE FROM delegations WHERE delegation_id = ? AND key != ?", (delegation_id, key))
+            db.execute(  # another process may have withdrawn it meanwhile
+                "INSERT OR IGNORE INTO delegations (key, peer_id, task_digest, task, status, created_at, updated_at)"
+                " VALUES (?, ?, '', ?, ?, ?, ?)",
+                (key, intent.peer_id, intent.task, DelegationStatus.QUEUED, intent.created_at, now),
+            )
             db.execute(
                 "UPDATE delegations SET delegation_id = ?, updated_at = ? WHERE key = ? AND delegation_id IS NULL",
                 (delegation_id, now, key),
@@ -137,6 +153,7 @@ class Delegations:
             if early is not None:
                 known = _record(early)
                 _set(db, delegation_id, Told(known.status, known.text, known.error, known.is_whole), now)
+                db.execute("UPDATE delegations SET handed_at = ? WHERE key = ?", (known.handed_at, key))
                 _name_peer(db, delegation_id)
             return _one(db, "key", key)
 
@@ -162,10 +179,21 @@ class Delegations:
                 _set(db, delegation_id, told, now)
             return _one(db, "delegation_id", delegation_id)
 
-    def wait_until(self, delegation_id: str, until: float | None) -> None:
-        """A call waits for the result until then: it is not offered as a message meanwhile. None: nobody waits."""
+    def await_until(self, delegation_id: str, until: float) -> None:
+        """A call waits for the result until then: it is not offered as a message meanwhile."""
         with self._writing() as db:
-            db.execute("UPDATE delegations SET awaited_until = ? WHERE delegation_id = ?", (until, delegation_id))
+            db.execute(
+                "UPDATE delegations SET awaited_until = MAX(COALESCE(awaited_until, 0), ?) WHERE delegation_id = ?",
+                (until, delegation_id),
+            )
+
+    def await_no_more(self, delegation_id: str, until: float) -> None:
+        """Who waited until then does not any more; another process may still, and for longer."""
+        with self._writing() as db:
+            db.execute(
+                "UPDATE delegations SET awaited_until = NULL WHERE delegation_id = ? AND awaited_until <= ?",
+                (delegation_id, until),
+            )
 
     def tell(self, key: str, *, now: float) -> DelegationRecord:
         """Give the result to the call that waited: the message with it, here or still to come, is handled by that."""
@@ -186,9 +214,10 @@ class Delegations:
     def untell(self, key: str) -> None:
         """The call was cancelled, nobody saw what it was given: the handle, or the result, which is a message again."""
         with self._writing() as db:
-            db.execute(
-                "UPDATE messages SET state = 'new', handled_at = NULL WHERE state = 'handled' AND body IS NOT NULL"
-                " AND result_of = (SELECT delegation_id FROM delegations WHERE key = ? AND told_at IS NOT NULL)",
+            db.execute(  # the first that brought it, unless its reader had it: a reader leaves no body
+                "UPDATE messages SET state = 'new', handled_at = NULL WHERE ord = (SELECT MIN(ord) FROM messages"
+                " WHERE result_of = (SELECT delegation_id FROM delegations WHERE key = ? AND told_at IS NOT NULL))"
+                " AND state = 'handled' AND body IS NOT NULL",
                 (key,),
             )
             db.execute("UPDATE delegations SET told_at = NULL, handed_at = NULL WHERE key = ?", (key,))
@@ -252,9 +281,10 @@ def recognise(db: sqlite3.Connection, message: Message) -> Message:
     record = _find(db, "delegation_id", message.delegation_id)
     if record is None or record.peer_id != message.peer_id:
         return message
-    if record.status is DelegationStatus.COMPLETED:
+    if record.status is DelegationStatus.COMPLETED and not _is_the_result(record, message):
         return replace(message, delegation_id=None)
-    db.execute("UPDATE delegations SET to_report = 1 WHERE key = ?", (record.key,))
+    if record.status is not DelegationStatus.COMPLETED:
+        db.execute("UPDATE delegations SET to_report = 1 WHERE key = ?", (record.key,))
     return replace(message, kind=Kind.DELEGATION_RESULT, outcome=DelegationStatus.COMPLETED.value)
 
 
@@ -295,8 +325,14 @@ def note_handled(db: sqlite3.Connection, activity_id: str, now: float) -> None:
     )
 
 
+def _is_the_result(record: DelegationRecord, message: Message) -> bool:
+    """Whether a message brings the very text that is known to be the result, or the whole of it."""
+    known = record.text or ""
+    return message.text == known if record.is_whole else message.text.startswith(known.removesuffix("…"))
+
+
 def _is_news(record: DelegationRecord, told: Told) -> bool:
-    """Completed outranks failed and stuck, those outrank what is under way, and the whole text a part of it."""
+    """Completed outranks stuck, which says more than failed; those outrank what is under way; a whole text a part."""
     if record.status == told.status:
         return bool(told.is_whole and not record.is_whole and told.text is not None)
     return _RANK[told.status] > _RANK[record.status]
@@ -306,9 +342,9 @@ _RANK = {
     DelegationStatus.QUEUED: 0,
     DelegationStatus.DISPATCHED: 1,
     DelegationStatus.IN_PROGRESS: 2,
-    DelegationStatus.STUCK: 3,
     DelegationStatus.FAILED: 3,
-    DelegationStatus.COMPLETED: 4,
+    DelegationStatus.STUCK: 4,
+    DelegationStatus.COMPLETED: 5,
 }
 
 

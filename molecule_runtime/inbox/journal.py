@@ -500,7 +500,7 @@ def _insert(db: sqlite3.Connection, message: Message, now: float) -> Message | N
         (
             message.activity_id,
             MessageState.NEW if is_news else MessageState.HANDLED,
-            json.dumps(message.to_json(), ensure_ascii=False) if is_news else None,
+            json.dumps(message.to_json(), ensure_ascii=False),  # also of a told one: the call may be taken back
             now,
             None if is_news else now,
             now + HELD_FOR_FILES_S if names_files else None,

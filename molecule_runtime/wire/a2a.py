@@ -120,13 +120,20 @@ def read_outcome(body: object) -> SendOutcome:
 
 
 def is_queued_text(text: object) -> bool:
-    """Whether what was taken for an answer is the envelope that says that one will come (contract 6.1)."""
+    """Whether what was taken for an answer is the envelope that says that one will come (contract 4.1, 6.1).
+
+    Only the very keys of the two envelopes are one: a peer may answer with JSON of its own that says "queued".
+    """
     if not isinstance(text, str) or not text.lstrip().startswith("{") or '"queued"' not in text:
         return False
     try:
-        return isinstance(read_outcome(json.loads(text)), Queued)
+        body = json.loads(text)
     except (ValueError, RecursionError):
         return False
+    keys = set(body)
+    if {"status", "delivery_mode"} <= keys <= {"status", "delivery_mode", "method"}:
+        return bool(body["status"] == "queued" and body["delivery_mode"] == "poll")
+    return {"queued", "queue_id"} <= keys <= {"queued", "queue_id", "queue_depth", "message"} and body["queued"] is True
 
 
 def _result_text(result: object) -> str:

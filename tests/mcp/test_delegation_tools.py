@@ -203,7 +203,11 @@ async def test_a_peer_that_is_not_there_is_told_and_gets_the_job_later(
         (DELEGATE, {"workspace_id": " ", "task": "x"}, "workspace_id: must not be empty."),
         (DELEGATE, {"workspace_id": str(uuid.uuid4()), "task": " "}, "task: must not be empty."),
         (DELEGATE, {"workspace_id": str(uuid.uuid4())}, "task: it is required."),
-        (DELEGATE, {"workspace_id": str(uuid.uuid4()), "task": "x" * 1_000_001}, "task: its 1,000,001 bytes"),
+        (
+            DELEGATE,
+            {"workspace_id": str(uuid.uuid4()), "task": "x" * 1_000_001},
+            "task: as it is sent it has 1,000,001 bytes",
+        ),
         (CHECK, {"task_id": "seven"}, "task_id: must be a task_id that delegate_task gave, a UUID."),
         (CHECK, {"task_id": "00000000-0000-4000-8000-000000000000"}, "was handed out from here."),
     ],

@@ -244,9 +244,28 @@ def test_no_body_is_too_odd_to_be_classified_and_kept(method: str | None) -> Non
 QUEUED_ENVELOPE = '{"status":"queued","delivery_mode":"poll","method":"message/send"}'
 
 
-@pytest.mark.parametrize(("status", "is_message"), [("ok", False), ("error", True)])
-def test_a_note_that_a_peer_will_be_asked_is_no_result(status: str, is_message: bool) -> None:
+@pytest.mark.parametrize(
+    ("text", "fields", "is_message"),
+    [
+        (QUEUED_ENVELOPE, {"seq": None}, False),
+        (QUEUED_ENVELOPE, {"seq": None, "status": "error"}, True),
+        (QUEUED_ENVELOPE, {"seq": 7}, True),
+        ('{"queued": true, "ticket": 7}', {"seq": None}, True),
+        ('{"status": "queued", "delivery_mode": "poll", "ticket": 7}', {"seq": None}, True),
+    ],
+    ids=["the envelope", "as an error", "where rows are numbered", "a peer's own JSON", "with more in it"],
+)
+def test_a_note_that_a_peer_will_be_asked_is_no_result(text: str, fields: dict[str, Any], is_message: bool) -> None:
     """Contract 6.1: some platforms close a delegation to a polling peer with that envelope as its text."""
-    fields = {"response_body": {"text": QUEUED_ENVELOPE, "delegation_id": FILE_ID}, "error_detail": QUEUED_ENVELOPE}
-    found = of(row(1, method="delegate_result", source_id=WORKSPACE, status=status, **fields))
+    given = {"response_body": {"text": text, "delegation_id": FILE_ID}, "error_detail": text} | fields
+    found = of(row(1, method="delegate_result", source_id=WORKSPACE, **given))
     assert isinstance(found, Message) is is_message
+    assert not is_message or found.text == text  # type: ignore[union-attr]
+
+
+def test_an_empty_result_is_empty() -> None:
+    """The summary is the platform's: it must not stand for a peer's words."""
+    body = {"text": "", "delegation_id": FILE_ID}
+    found = of(row(1, method="delegate_result", source_id=WORKSPACE, summary="delivered", response_body=body))
+    assert isinstance(found, Message)
+    assert (found.text, found.outcome) == ("", "completed")

@@ -17,11 +17,12 @@ import respx
 
 from molecule_runtime import messages
 from molecule_runtime.clock import ManualClock
-from molecule_runtime.delegation import BEAT_S, Delegator, shown, told_by, told_by_rows
+from molecule_runtime.delegation import BEAT_S, Call, Delegator, shown, told_by, told_by_rows
 from molecule_runtime.errors import (
     BadReply,
     InvalidArgument,
     MoleculeError,
+    NotFound,
     Rejected,
     TaskUnknown,
     Unavailable,
@@ -194,11 +195,12 @@ async def test_what_a_call_was_given_and_nobody_saw_is_a_message(sides: tuple[Si
     front, worker = sides
     delegator = await front.delegator()
     record = await delegator.hand_over(worker.member.id, "Add")
-    waiting = asyncio.create_task(delegator.result(record, 45))
+    call = Call(record)
+    waiting = asyncio.create_task(delegator.result(record, 1e9, call))
     await worker.reply(await worker.take(), "3")
     with anyio.fail_after(10):
         await waiting
-    await delegator.take_back(record.key)
+    await delegator.take_back(call)
     assert (await front.take())["text"] == "3"
 
 
@@ -286,7 +288,12 @@ async def test_a_result_survives_the_delegator(
 
 @pytest.mark.parametrize(
     ("peer_id", "task", "argument"),
-    [("own", "x", "workspace_id"), (PEER, "x" * 1_000_001, "task"), (PEER, "世" * 333_334, "task")],
+    [
+        ("own", "x", "workspace_id"),
+        (PEER, "x" * 1_000_001, "task"),
+        (PEER, "世" * 333_334, "task"),
+        (PEER, '"' * 500_001, "task"),
+    ],
 )
 async def test_what_cannot_be_handed_out_is_refused_before_anything_is_sent(
     platform: Platform, sides: tuple[Side, Side], peer_id: str, task: str, argument: str
@@ -463,10 +470,66 @@ async def test_a_status_that_hangs_does_not_hold_the_call(alone: Delegator, cloc
     assert not (await waiting).status.is_final
 
 
+@respx.mock
+async def test_a_refusal_after_a_lost_answer_does_not_end_the_intent(alone: Delegator) -> None:
+    """What stood in between may have said no when the platform had said yes."""
+    gone = httpx.Response(404, json={"error": "no such host"})
+    route = respx.post(DELEGATE).mock(side_effect=[httpx.ReadTimeout("late"), gone, accepted()])
+    for kind in (Unreachable, NotFound):
+        with pytest.raises(kind):
+            await alone.hand_over(PEER, "Add")
+    await alone.hand_over(PEER, "Add")
+    keys = {httpx.Response(200, content=call.request.content).json()["idempotency_key"] for call in route.calls}
+    assert len(keys) == 1
+
+
+@respx.mock
+async def test_a_job_that_failed_at_once_is_told_at_once(alone: Delegator) -> None:
+    """Contract 6.1: a forbidden peer; the call without a wait says so, too."""
+    respx.post(DELEGATE).mock(return_value=accepted(status="failed"))
+    failed = {"delegation_id": JOB, "status": "failed", "error": "access denied", "target_id": PEER}
+    respx.get(ONE).mock(return_value=httpx.Response(200, json=failed))
+    assert (await alone.result(await alone.hand_over(PEER, "Add"), 0)).error == "access denied"
+
+
+@respx.mock
+async def test_a_question_whose_answer_was_dealt_with_is_a_new_job(alone: Delegator, clock: ManualClock) -> None:
+    """The answer of /delegate was lost, its result came and was handled: the same words later are asked anew."""
+    respx.post(DELEGATE).mock(side_effect=[httpx.ReadTimeout("late"), accepted(), accepted(delegation_id=PEER)])
+    with pytest.raises(Unreachable):
+        await alone.hand_over(PEER, "Add")
+    now = clock.now().timestamp()
+    early = message(1, "3", kind=Kind.DELEGATION_RESULT, delegation_id=JOB, outcome="completed")
+    alone._journal.append([early], cursor="c", last_row_at=now, now=now)
+    await alone._mailbox.pop(early.activity_id)
+    record = await alone.hand_over(PEER, "Add")
+    assert (record.delegation_id, record.text) == (PEER, None)
+
+
+@respx.mock
+async def test_a_call_takes_back_only_what_nobody_else_was_given(alone: Delegator, clock: ManualClock) -> None:
+    """Two calls of one intent: the cancellation of one does not undo what the other said."""
+    respx.post(DELEGATE).mock(return_value=accepted())
+    done = {"delegation_id": JOB, "status": "completed", "text": "3", "target_id": PEER}
+    respx.get(ONE).mock(return_value=httpx.Response(200, json=done))
+    record = await alone.hand_over(PEER, "Add")
+    await alone._look(JOB)
+    calls = Call(record), Call(record), Call(record)
+    for call in calls[:2]:
+        await alone.result(record, 5, call)
+    now = clock.now().timestamp()
+    late = message(1, "3", kind=Kind.DELEGATION_RESULT, delegation_id=JOB, outcome="completed")
+    alone._journal.append([late], cursor="c", last_row_at=now, now=now)
+    for call, offered in ((calls[2], 0), (calls[0], 0), (calls[0], 0), (calls[1], 1)):
+        await alone.take_back(call)
+        assert alone._journal.counts(now).new == offered
+
+
 def line(status: str, **fields: Any) -> DelegationRow:
     return DelegationRow(status=status, delegation_id=JOB, target_id=PEER, **fields)
 
 
+BUSY = '{"queued":true,"queue_id":"q","queue_depth":3,"message":"later"}'
 ENVELOPE = '{"status":"queued","delivery_mode":"poll","method":"message/send"}'
 PENDING = Told(DelegationStatus.QUEUED)
 DISPATCHED = Told(DelegationStatus.DISPATCHED)
@@ -483,8 +546,7 @@ DISPATCHED = Told(DelegationStatus.DISPATCHED)
         ({"status": "in_progress"}, Told(DelegationStatus.IN_PROGRESS)),
         ({"status": "completed", "text": "42"}, Told(DelegationStatus.COMPLETED, "42")),
         ({"status": "completed", "text": ""}, Told(DelegationStatus.COMPLETED, "")),
-        ({"status": "completed", "text": ENVELOPE}, DISPATCHED),
-        ({"status": "completed", "text": '{"queued":true,"queue_id":"q","queue_depth":3}'}, DISPATCHED),
+        ({"status": "completed", "text": ENVELOPE}, Told(DelegationStatus.COMPLETED, ENVELOPE)),
         ({"status": "completed", "text": '{"a": "queued"}'}, Told(DelegationStatus.COMPLETED, '{"a": "queued"}')),
         ({"status": "completed", "text": '{"queued"'}, Told(DelegationStatus.COMPLETED, '{"queued"')),
         ({"status": "completed", "text": 'A "queued" job'}, Told(DelegationStatus.COMPLETED, 'A "queued" job')),
@@ -494,7 +556,7 @@ DISPATCHED = Told(DelegationStatus.DISPATCHED)
     ],
 )
 def test_what_a_platform_says_of_a_job(one: dict[str, Any], told: Told) -> None:
-    """Must hold: every "queued" shape is read right, also one that a platform took for the answer (contract 6.1)."""
+    """Contract 0.9: where the whole text is told it is the answer, whatever it looks like."""
     assert told_by(Delegation(delegation_id=JOB, **one)) == told
 
 
@@ -514,6 +576,11 @@ def test_what_a_platform_says_of_a_job(one: dict[str, Any], told: Told) -> None:
             Told(DelegationStatus.COMPLETED, "42", is_whole=False),
         ),
         ([line("completed", response_preview=ENVELOPE), line("dispatched")], DISPATCHED),
+        ([line("completed", response_preview=BUSY), line("dispatched")], DISPATCHED),
+        (
+            [line("completed", response_preview='{"queued":true,"ticket":7}')],
+            Told(DelegationStatus.COMPLETED, '{"queued":true,"ticket":7}', is_whole=False),
+        ),
         ([line("failed", error="gone"), DelegationRow(status="failed")], Told(DelegationStatus.FAILED, error="gone")),
         (
             [line("stuck", error="silent", updated_at="2026-01-01T00:00:00Z")],
@@ -522,7 +589,10 @@ def test_what_a_platform_says_of_a_job(one: dict[str, Any], told: Told) -> None:
     ],
 )
 def test_what_a_list_of_rows_says_of_a_job(rows: list[DelegationRow], told: Told | None) -> None:
-    """Contract 6.2: activity rows or rows of the ledger; one that ends it counts before one that began it."""
+    """Contract 6.2: activity rows or rows of the ledger; one that ends it counts before one that began it.
+
+    Must hold: every "queued" shape is read right, also one that a platform took for the answer (6.1).
+    """
     found = told_by_rows(rows, JOB)
     assert (found[0] if found is not None else None) == told
     assert found is None or found[1] == PEER

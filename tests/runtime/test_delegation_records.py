@@ -34,10 +34,16 @@ def intend(
     return journal.delegations.intend(key=key, peer_id=peer, digest=digest, task="count", now=now)
 
 
+def intent(journal: Journal, key: str) -> DelegationRecord:
+    record = journal.delegations.get(key)
+    assert record is not None
+    return record
+
+
 def handed_out(journal: Journal, key: str = "k1") -> DelegationRecord:
     """A job that the platform has accepted and an agent knows of."""
     intend(journal, key)
-    record = journal.delegations.accepted(key, JOB, now=NOW)
+    record = journal.delegations.accepted(intent(journal, key), JOB, now=NOW)
     journal.delegations.hand(key, now=NOW)
     return record
 
@@ -70,7 +76,7 @@ def test_an_intent_is_one_until_an_agent_has_its_handle(journal: Journal) -> Non
     """Deliver 2: a retry after a crash uses the same key; the same words later are a new job."""
     assert intend(journal, "k1").key == "k1"
     assert intend(journal, "k2").key == "k1"
-    journal.delegations.accepted("k1", JOB, now=NOW)
+    journal.delegations.accepted(intent(journal, "k1"), JOB, now=NOW)
     retried = intend(journal, "k3")
     assert (retried.key, retried.delegation_id) == ("k1", JOB)
     journal.delegations.hand("k1", now=NOW)
@@ -97,7 +103,7 @@ def test_what_is_another_intent(journal: Journal, other: dict[str, Any], key: st
 def test_a_result_that_was_handled_as_a_message_ends_the_intent(journal: Journal) -> None:
     """Must hold: asked again later is a new job, also when a crash took the handle and the result came by itself."""
     intend(journal, "k1")
-    journal.delegations.accepted("k1", JOB, now=NOW)
+    journal.delegations.accepted(intent(journal, "k1"), JOB, now=NOW)
     arrive(journal, result(1), message(2))
     journal.handle(message(2).activity_id, now=NOW)
     assert intend(journal, "k2").key == "k1"
@@ -110,7 +116,7 @@ def test_a_job_that_was_refused_is_forgotten(journal: Journal) -> None:
     intend(journal, "k1")
     journal.delegations.withdraw("k1")
     assert intend(journal, "k2").key == "k2"
-    journal.delegations.accepted("k2", JOB, now=NOW)
+    journal.delegations.accepted(intent(journal, "k2"), JOB, now=NOW)
     journal.delegations.withdraw("k2")
     assert journal.delegations.find(JOB) is not None
 
@@ -149,7 +155,7 @@ def test_a_result_that_is_quicker_than_the_handle_belongs_to_it(journal: Journal
     """The feed may show the end before the answer of /delegate is read."""
     intend(journal)
     arrive(journal, result(1))
-    record = journal.delegations.accepted("k1", JOB, now=NOW)
+    record = journal.delegations.accepted(intent(journal, "k1"), JOB, now=NOW)
     assert (record.key, record.peer_id, record.status, record.text) == ("k1", PEER, COMPLETED, "42")
     found = taken(journal)
     assert found is not None
@@ -159,12 +165,12 @@ def test_a_result_that_is_quicker_than_the_handle_belongs_to_it(journal: Journal
 def test_what_a_call_waits_for_is_not_offered_meanwhile(journal: Journal) -> None:
     """Neither to wait_for_message nor to a push: the call will give it; when it ends without, it is a message."""
     handed_out(journal)
-    journal.delegations.wait_until(JOB, NOW + 30)
+    journal.delegations.await_until(JOB, NOW + 30)
     arrive(journal, result(1))
     assert taken(journal, NOW) is None
     assert journal.take_unpushed("s1", 10, now=NOW) == []
     assert journal.counts(NOW) == Counts(new=1, held=1)
-    journal.delegations.wait_until(JOB, None)
+    journal.delegations.await_no_more(JOB, NOW + 30)
     assert journal.counts(NOW) == Counts(new=1)
     assert taken(journal) is not None
 
@@ -173,7 +179,7 @@ def test_what_a_call_waits_for_is_not_offered_meanwhile(journal: Journal) -> Non
 def test_a_call_that_was_killed_keeps_nothing_back(journal: Journal, moment: float) -> None:
     """kill -9 of the delegator: the result is a message of the next process."""
     handed_out(journal)
-    journal.delegations.wait_until(JOB, NOW + 30)
+    journal.delegations.await_until(JOB, NOW + 30)
     arrive(journal, result(1))
     assert taken(journal, moment) is not None
 
@@ -299,3 +305,73 @@ def test_the_jobs_in_hand_are_those_that_this_session_took(journal: Journal) -> 
     assert journal.delegations.in_hand("s2") == [PEER]
     journal.handle(answer(1).activity_id, now=NOW)
     assert journal.delegations.in_hand("s1") == []
+
+
+def test_a_result_that_is_known_already_is_told_as_one_however_it_comes(journal: Journal) -> None:
+    """Contract 0.8: a platform that writes the ordinary row; asking was quicker. And the same row once more is none."""
+    handed_out(journal)
+    journal.delegations.note(JOB, Told(COMPLETED, "42"), now=NOW)
+    assert len(arrive(journal, answer(1))) == 1
+    assert arrive(journal, answer(2)) == []
+    found = taken(journal)
+    assert found is not None
+    assert (found.kind, found.delegation_id) == (Kind.DELEGATION_RESULT, JOB)
+    assert journal.delegations.to_report() == []
+
+
+def test_a_preview_is_known_by_the_whole(journal: Journal) -> None:
+    """The list of rows shows a part, with a mark; the message has all of it."""
+    handed_out(journal)
+    journal.delegations.note(JOB, Told(COMPLETED, "4…", is_whole=False), now=NOW)
+    arrive(journal, answer(1))
+    assert known(journal) == (COMPLETED, "42", None)
+
+
+def test_what_comes_between_the_telling_and_the_taking_back_is_a_message(journal: Journal) -> None:
+    """A call that learnt of the result by asking, the row of the feed, and only then the cancellation."""
+    handed_out(journal)
+    journal.delegations.note(JOB, Told(COMPLETED, "42"), now=NOW)
+    journal.delegations.tell("k1", now=NOW)
+    assert arrive(journal, result(1)) == []
+    journal.delegations.untell("k1")
+    found = taken(journal)
+    assert found is not None
+    assert found.text == "42"
+    assert taken(journal, session="s2") is None
+
+
+def test_who_waits_longest_has_the_result(journal: Journal) -> None:
+    """Two processes wait for one job: the end of the shorter wait does not offer it to anybody."""
+    handed_out(journal)
+    journal.delegations.await_until(JOB, NOW + 30)
+    journal.delegations.await_until(JOB, NOW + 2)
+    journal.delegations.await_no_more(JOB, NOW + 2)
+    arrive(journal, result(1))
+    assert taken(journal, NOW + 3) is None
+    journal.delegations.await_no_more(JOB, NOW + 30)
+    assert taken(journal, NOW + 3) is not None
+
+
+def test_stuck_says_more_than_failed(journal: Journal) -> None:
+    """The message says why it failed, the ledger says how: whichever is heard first."""
+    handed_out(journal)
+    arrive(journal, result(1, "no heartbeat for 10m1s", "failed"))
+    journal.delegations.note(JOB, Told(DelegationStatus.STUCK, error="no heartbeat for 10m1s"), now=NOW)
+    assert known(journal)[0] is DelegationStatus.STUCK
+
+
+def test_a_result_that_was_dealt_with_before_its_handle_came_ends_the_intent(journal: Journal) -> None:
+    """The answer of /delegate was lost, the feed brought the end, and an agent is done with it."""
+    record = intend(journal)
+    arrive(journal, result(1))
+    journal.handle(result(1).activity_id, now=NOW)
+    assert journal.delegations.accepted(record, JOB, now=NOW).handed_at == NOW
+    assert intend(journal, "k2").key == "k2"
+
+
+def test_an_intent_that_was_withdrawn_elsewhere_is_taken_all_the_same(journal: Journal) -> None:
+    """Two processes, one refused and one accepted: the job is remembered."""
+    record = intend(journal)
+    journal.delegations.withdraw("k1")
+    assert journal.delegations.accepted(record, JOB, now=NOW).peer_id == PEER
+    assert journal.delegations.latest(1)[0].delegation_id == JOB

@@ -149,17 +149,20 @@ async def test_a_result_that_came_as_a_message_is_one_line_and_a_correction_anot
     assert said(page) == [("agent", "Count"), ("peer", "one moment"), ("peer", "three"), ("peer", "no, four")]
 
 
-@pytest.mark.parametrize("text", ['{"status": "queued", "delivery_mode": "poll"}', '{"queued": true}', None])
+BUSY = '{"queued": true, "queue_id": "q", "queue_depth": 1, "message": "later"}'
+
+
+@pytest.mark.parametrize("text", ['{"status": "queued", "delivery_mode": "poll"}', BUSY, None])
 async def test_a_note_that_a_peer_will_answer_is_not_its_answer(text: str | None, respx_mock: respx.MockRouter) -> None:
     """Contract 6.1: some platforms close a job with the queued envelope for its text, or say queued."""
-    common = {"activity_type": "delegation", "source_id": WORKSPACE, "target_id": PEER}
+    common: dict[str, Any] = {"activity_type": "delegation", "source_id": WORKSPACE, "target_id": PEER, "seq": False}
     status = "queued" if text is None else "completed"
     rows = [
         row(2, method="delegate_result", status=status, response_body={"text": text, "delegation_id": JOB}, **common),
-        row(1, method="delegate", status=status, request_body={"task": '{"queued": true}'}, **common),
+        row(1, method="delegate", status=status, request_body={"task": BUSY}, **common),
     ]
     listed = respx_mock.get(f"{BASE_URL}/workspaces/{WORKSPACE}/activity").mock(httpx.Response(200, json=rows))
     async with lone_client() as client:
         page = await history.with_peer(client, PEER, 10)
-    assert said(page) == [("agent", '{"queued": true}')]
+    assert said(page) == [("agent", BUSY)]
     assert listed.called

@@ -13,6 +13,7 @@ import anyio
 import pytest
 
 from molecule_runtime.errors import JournalUnusable
+from molecule_runtime.inbox.classify import Kind
 from molecule_runtime.inbox.journal import (
     HANDLED_KEPT_S,
     MAX_ATTEMPTS,
@@ -353,6 +354,27 @@ def test_a_journal_of_the_first_schema_is_carried_on(path: Path) -> None:
             assert journal.take_unpushed(session, 1, now=NOW)[0].message.activity_id == waiting
             assert journal.counts().files_pending == 0
             assert journal.delegations.latest(10) == []
+
+
+def test_jobs_and_results_of_an_older_schema_are_known_for_what_they_are(path: Path) -> None:
+    """An upgrade with a job in hand: it is said to be worked on, and a result is not offered while it is awaited."""
+    job, end = "55555555-5555-4555-8555-555555555555", "66666666-6666-4666-8666-666666666666"
+    with closing(Journal.open(path)) as journal:
+        task = message(1, kind=Kind.PEER_AGENT, peer_id=job, delegation_id=job)
+        journal.append(
+            [task, message(2, kind=Kind.DELEGATION_RESULT, delegation_id=end)], cursor="c", last_row_at=NOW, now=NOW
+        )
+    with closing(sqlite3.connect(path)) as older:
+        older.execute("DROP INDEX messages_by_result")
+        for column in ("result_of", "works_on"):
+            older.execute(f"ALTER TABLE messages DROP COLUMN {column}")
+        older.execute("DROP TABLE delegations")
+        older.execute("PRAGMA user_version = 3")
+    with closing(Journal.open(path)) as journal:
+        lease(journal)
+        assert journal.delegations.in_hand("s1") == [job]
+    with closing(sqlite3.connect(path)) as now:
+        assert now.execute("SELECT result_of FROM messages ORDER BY ord").fetchall() == [(None,), (end,)]
 
 
 def test_a_session_is_shown_each_new_message_once_and_another_session_again(journal: Journal) -> None:

@@ -242,12 +242,12 @@ def test_a_name_of_several_is_refused_with_all_of_them() -> None:
     with pytest.raises(InvalidArgument) as refused:
         find("OPS", [named("ops", role="on call"), named("docs", NOBODY), named("Ops", OTHER)])
     assert str(refused.value) == (
-        f"workspace_id: 2 peers have this name, use the id of one: {PEER} (ops, on call); {OTHER} (Ops)."
+        f'workspace_id: 2 peers have this name, use the id of one: {PEER} ("ops", "on call"); {OTHER} ("Ops").'
     )
     crowd = [named("ops", str(uuid.UUID(int=number))) for number in range(CHOICES_SHOWN + 2)]
     with pytest.raises(InvalidArgument) as many:
         find("ops", crowd)
-    assert many.value.reason.count("(ops)") == CHOICES_SHOWN
+    assert many.value.reason.count('("ops")') == CHOICES_SHOWN
     assert many.value.reason.endswith(" and 2 more")
 
 
@@ -260,7 +260,7 @@ def test_the_way_is_the_only_one_or_where_the_last_message_came_from() -> None:
         with pytest.raises(InvalidArgument) as refused:
             way(both, last=last, own={NOBODY: "not this one", **OWN})
         assert str(refused.value) == (
-            "source_workspace_id: ops is reached through several of your workspaces, name one of: "
+            'source_workspace_id: "ops" is reached through several of your workspaces, name one of: '
             f"{WORKSPACE} (laptop), {OTHER} (desk)."
         )
 
@@ -297,10 +297,10 @@ def test_who_is_not_there_is_refused_with_those_who_are() -> None:
     assert said(OTHER) == (
         "workspace_id: a workspace cannot hand work to itself, and none of your others sees this one."
     )
-    assert said("[oops]", "ops", "docs") == "workspace_id: no peer has the name oops; these are there: ops, docs."
-    assert said("oops") == "workspace_id: no peer has the name oops; list_peers shows nobody."
+    assert said("[oops]", "ops", "docs") == 'workspace_id: no peer has the name "oops"; these are there: "ops", "docs".'
+    assert said("oops") == 'workspace_id: no peer has the name "oops"; list_peers shows nobody.'
     many = said("oops", *map(str, range(CHOICES_SHOWN + 1)))
-    assert many.endswith("8, 9 and 1 more (list_peers has them all).")
+    assert many.endswith('"8", "9" and 1 more (list_peers has them all).')
     assert said("oops", unasked="desk (3): It is down.").endswith(
         "list_peers shows nobody. These could not be asked: desk (3): It is down."
     )
