@@ -11,6 +11,7 @@ import pytest
 
 from molecule_runtime.clock import ManualClock
 from molecule_runtime.errors import InvalidArgument, StateDirUnwritable
+from molecule_runtime.inbox.classify import Kind
 from molecule_runtime.runtime import REVIVE_AFTER_S, Runtime
 from molecule_runtime.settings import Settings
 from molecule_runtime.state import StateDir
@@ -158,6 +159,28 @@ async def test_an_inbox_that_cannot_be_opened_does_not_close_the_others(tmp_path
         assert await taken(runtime) == (WORKSPACE, *texts(1))
         with pytest.raises(StateDirUnwritable):
             await taken(runtime, OTHER)
+
+
+async def test_a_journal_that_cannot_be_opened_does_not_hide_the_jobs_of_the_others(tmp_path: Path) -> None:
+    """agent-side 5, check_task_status: what is known is told, and whose is not."""
+    (tmp_path / OTHER).write_text("in the way")
+    job, result = "55555555-5555-4555-8555-555555555555", Kind.DELEGATION_RESULT
+    runtime = runtime_of(tmp_path)
+    async with running(runtime.run):
+        workspace = runtime.route(WORKSPACE)
+        await workspace.mailbox()
+        assert workspace._journal is not None
+        records = workspace._journal.delegations
+        intent = records.intend(key="k", peer_id=OTHER, digest="d", task="Add", now=1.0)
+        records.accepted(intent, job, now=1.0)
+        done = message(1, "3", kind=result, delegation_id=job, outcome="completed")
+        workspace._journal.append([done], cursor=None, last_row_at=None, now=1.0)
+        found, troubles = await runtime.tasks(10)
+        assert [(at.id, record.text) for at, record in found] == [(WORKSPACE, "3")]
+        assert [at.id for at, _ in troubles] == [OTHER]
+        assert (await runtime.task(job))[1].text == "3"
+        with pytest.raises(StateDirUnwritable):
+            await runtime.tasks(10, OTHER)
 
 
 async def test_the_status_shows_all_and_says_whose_a_problem_is(tmp_path: Path) -> None:
