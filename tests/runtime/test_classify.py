@@ -252,8 +252,9 @@ QUEUED_ENVELOPE = '{"status":"queued","delivery_mode":"poll","method":"message/s
         (QUEUED_ENVELOPE, {"seq": 7}, True),
         ('{"queued": true, "ticket": 7}', {"seq": None}, True),
         ('{"status": "queued", "delivery_mode": "poll", "ticket": 7}', {"seq": None}, True),
+        ('{"queued": true, "queue_id": "q", "ticket": 7}', {"seq": None}, True),
     ],
-    ids=["the envelope", "as an error", "where rows are numbered", "a peer's own JSON", "with more in it"],
+    ids=["the envelope", "as an error", "where rows are numbered", "a peer's own JSON", "with more in it", "a ticket"],
 )
 def test_a_note_that_a_peer_will_be_asked_is_no_result(text: str, fields: dict[str, Any], is_message: bool) -> None:
     """Contract 6.1: some platforms close a delegation to a polling peer with that envelope as its text."""
