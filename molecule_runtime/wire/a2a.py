@@ -50,6 +50,11 @@ class SendRequest(WireModel):
     params: SendParams
 
 
+UNDER_WAY = frozenset({"submitted", "working"})
+ENDED_BADLY = frozenset({"failed", "rejected", "canceled"})
+"""States of an A2A task in which its result is no answer; in any other the texts in it are."""
+
+
 @dataclass(frozen=True)
 class Queued:
     """The target polls (200) or is busy (202): the message is stored, an answer comes as a message of its own."""
@@ -109,13 +114,15 @@ def read_outcome(body: object) -> SendOutcome:
         return Queued(delivery_mode="poll")
     if body.get("queued") is True:
         return Queued(queue_id=body.get("queue_id"))
-    if "error" in body:
-        error = body["error"]
-        if isinstance(error, dict):
-            return Refused(message=str(error.get("message", "")), code=error.get("code"))
+    error = body.get("error")
+    if isinstance(error, dict):
+        message, code = error.get("message"), error.get("code")
+        said = message if isinstance(message, str) and message else f"an error without a message (code {code})"
+        return Refused(message=said, code=code)
+    if error is not None:
         return Refused(message=str(error))
     if "result" in body:
-        return Answered(text=_result_text(body["result"]), result=body["result"])
+        return _of_task(body["result"]) or Answered(text=_result_text(body["result"]), result=body["result"])
     return Malformed(excerpt=str(body)[:200])
 
 
@@ -136,6 +143,22 @@ def is_queued_text(text: object) -> bool:
     return {"queued", "queue_id"} <= keys <= {"queued", "queue_id", "queue_depth", "message"} and body["queued"] is True
 
 
+def _of_task(result: object) -> SendOutcome | None:
+    """What the state of an A2A task says; None where there is none, or the result says it all."""
+    status = result.get("status") if isinstance(result, dict) else None
+    state = status.get("state") if isinstance(status, dict) else None
+    if state in UNDER_WAY:
+        return Queued(queue_id=result.get("id") if isinstance(result, dict) else None)
+    if state in ENDED_BADLY:
+        return Refused(message=_status_text(status) or f"the task ended as {state}")
+    return None
+
+
+def _status_text(status: object) -> str:
+    message = status.get("message") if isinstance(status, dict) else None
+    return joined_text(message.get("parts")) if isinstance(message, dict) else ""
+
+
 def _result_text(result: object) -> str:
     if isinstance(result, str):
         return result
@@ -146,4 +169,4 @@ def _result_text(result: object) -> str:
     artifacts = result.get("artifacts")
     if isinstance(artifacts, list):
         candidates += [artifact.get("parts") for artifact in artifacts if isinstance(artifact, dict)]
-    return "".join(joined_text(parts) for parts in candidates)
+    return "".join(joined_text(parts) for parts in candidates) or _status_text(result.get("status"))

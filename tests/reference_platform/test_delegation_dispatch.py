@@ -94,6 +94,13 @@ async def test_an_agent_is_called_with_the_task_and_its_answer_is_the_result(
     assert (taken["source_id"], taken["summary"], taken["status"]) == (boss.id, "message/send → pushed", "ok")
 
 
+def task_of(state: str, text: bytes) -> bytes:
+    """An A2A task with its state and what its agent says of it."""
+    parts = b'"message": {"parts": [{"kind": "text", "text": "' + text + b'"}]}'
+    return b'{"result": {"kind": "task", "id": "t", "status": {"state": "' + state.encode() + b'", ' + parts + b"}}}"
+
+
+CANCELED = "the task ended as canceled"
 NO_FORM = "the agent's answer has no known form: {'hello': 1}"
 ANSWERS: list[tuple[int, bytes, tuple[str, str | None, str | None]]] = [
     (200, b'{"result": {"message": {"parts": [{"kind": "text", "text": "a"}]}}}', ("completed", "a", None)),
@@ -103,7 +110,14 @@ ANSWERS: list[tuple[int, bytes, tuple[str, str | None, str | None]]] = [
     (200, b'{"result": {"kind": "task", "id": 7}}', ("completed", '{"kind": "task", "id": 7}', None)),
     (200, b'{"error": "no luck"}', ("failed", None, "no luck")),
     (200, b'{"error": {"code": -32000, "message": "too vague"}}', ("failed", None, "too vague")),
-    (200, b'{"error": {"code": 1}}', ("failed", None, "the agent answered with an error and no message")),
+    (200, b'{"error": {"code": 1}}', ("failed", None, "an error without a message (code 1)")),
+    (200, b'{"error": {"code": 1, "message": null}}', ("failed", None, "an error without a message (code 1)")),
+    (200, b'{"error": ""}', ("failed", None, "the agent answered with an error and no message")),
+    (200, b'{"error": null, "result": {"parts": [{"kind": "text", "text": "d"}]}}', ("completed", "d", None)),
+    (200, task_of("completed", b"e"), ("completed", "e", None)),
+    (200, task_of("input-required", b"which?"), ("completed", "which?", None)),
+    (200, task_of("failed", b"no tide today"), ("failed", None, "no tide today")),
+    (200, b'{"result": {"kind": "task", "status": {"state": "canceled"}}}', ("failed", None, CANCELED)),
     (200, b'{"hello": 1}', ("failed", None, NO_FORM)),
     (200, b"", ("failed", None, "agent returned empty response body")),
     (422, b'{"error": "too vague"}', ("failed", None, "too vague")),
@@ -131,7 +145,11 @@ def said(content: bytes, status: int, _body: Any) -> Response:
 
 @pytest.mark.parametrize(
     ("status", "content"),
-    [(202, b'{"queued": true, "queue_id": "q"}'), (200, b'{"status": "queued", "delivery_mode": "poll"}')],
+    [
+        (202, b'{"queued": true, "queue_id": "q"}'),
+        (200, b'{"status": "queued", "delivery_mode": "poll"}'),
+        (200, b'{"result": {"kind": "task", "id": "t", "status": {"state": "working"}}}'),
+    ],
 )
 @only("sqlite")
 async def test_an_agent_that_queues_the_task_answers_later(

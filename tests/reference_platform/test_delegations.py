@@ -352,7 +352,7 @@ async def test_a_target_that_may_not_be_written_to_fails_the_delegation_at_once(
             heard = await platform.heard(events)
         delegation_id = body["delegation_id"]
         facts = {"delegation_id": delegation_id, "target_id": target_id}
-        assert (status, body) == (202, facts | {"status": "delegated"})
+        assert (status, body) == (202, facts | {"status": "failed"})
         assert heard == [
             ("DELEGATION_SENT", facts | {"task_preview": TASK}),
             ("DELEGATION_FAILED", facts | {"error": error}),
@@ -486,6 +486,7 @@ REFUSED: list[tuple[str, str, Any, int, str]] = [
     ("POST", "delegate", "[]", 400, "invalid delegation request"),
     ("POST", "delegate", {"target_id": NOBODY}, 400, "invalid delegation request"),
     ("POST", "delegate", {"target_id": NOBODY, "task": ""}, 400, "invalid delegation request"),
+    ("POST", "delegate", {"target_id": NOBODY, "task": " \n "}, 400, "invalid delegation request"),
     ("POST", "delegate", {"target_id": NOBODY, "task": 7}, 400, "invalid delegation request"),
     (
         "POST",

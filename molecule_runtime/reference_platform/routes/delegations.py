@@ -43,7 +43,7 @@ async def _delegate(request: Request) -> Response:
     await parts.auth.require_workspace(request, delegator_id)
     body = await read_object(request, error=INVALID)
     wanted = read_model(DelegateRequest, body, error=INVALID)
-    if not wanted.target_id or not wanted.task or len(wanted.idempotency_key or "") > LONGEST_KEY:
+    if not wanted.target_id or not wanted.task.strip() or len(wanted.idempotency_key or "") > LONGEST_KEY:
         raise Refusal(400, INVALID)
     wanted = wanted.model_copy(update={"target_id": _uuid(wanted.target_id, "target_id")})
     with store_failure(500, "failed to create delegation"):
@@ -65,7 +65,7 @@ async def _record(request: Request) -> Response:
     parts = parts_of(request)
     await parts.auth.require_workspace(request, delegator_id)
     wanted = read_model(RecordRequest, await read_object(request, error=INVALID), error=INVALID)
-    if not wanted.target_id or not wanted.task or not wanted.delegation_id:
+    if not wanted.target_id or not wanted.task.strip() or not wanted.delegation_id:
         raise Refusal(400, INVALID)
     ids = {name: _uuid(getattr(wanted, name), name) for name in ("target_id", "delegation_id")}
     with store_failure(500, "failed to record delegation"):

@@ -141,10 +141,11 @@ class DelegationRecords:
         self._insert(connection, delegator_id, request, delegation_id, RowStatus.PENDING, now)
         sent = _sent(delegator_id, request, delegation_id)
         begun = self._begin(connection, delegator_id, request.target_id, delegation_id, request.task, now)
+        has_failed = any(one.event is EventName.DELEGATION_FAILED for one in begun.announcements)
         return Opened(
             delegation_id,
             request.target_id,
-            "delegated",
+            RowStatus.FAILED if has_failed else "delegated",
             to_call=begun.target is not None,
             announcements=_in_order(sent, begun.announcements),
         )
