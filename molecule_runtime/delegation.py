@@ -7,14 +7,12 @@ it comes by itself and whole, and asked for second.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import uuid
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakValueDictionary
 
 import anyio
 import structlog
@@ -80,7 +78,6 @@ class Delegator:
         self._awaited: Counter[str] = Counter()
         self._given: Counter[str] = Counter()
         """How many calls were given the handle or the result of an intent."""
-        self._handing = WeakValueDictionary[str, asyncio.Lock]()
         self._unknown: set[str] = set()
 
     # handing out
@@ -98,16 +95,14 @@ class Delegator:
         if peer_id == self._client.workspace_id:
             raise InvalidArgument(argument="workspace_id", reason="a workspace cannot hand work to itself")
         digest = hashlib.sha256(task.encode()).hexdigest()
-        lock = self._handing.setdefault(f"{peer_id} {digest}", asyncio.Lock())
-        async with lock:  # the first of several calls asks, the others are told
-            while True:
-                record = await self._intended(peer_id, task, digest)
-                if record.handed_at is None:
-                    return record
-                # The feed had brought the result of this intent, and an agent is done with it: this is a new job.
+        while True:
+            record, was_dealt_with = await self._intended(peer_id, task, digest)
+            if not was_dealt_with:
+                return record
+            # The feed had brought the result of this intent, and an agent is done with it: this is a new job.
 
-    async def _intended(self, peer_id: str, task: str, digest: str) -> DelegationRecord:
-        """The job of the open intent, handed out if it is not yet."""
+    async def _intended(self, peer_id: str, task: str, digest: str) -> tuple[DelegationRecord, bool]:
+        """The job of the open intent, handed out if it is not yet; and whether an agent was done with it before."""
         new_key = str(uuid.uuid4())
         record = await self._journal.off_loop(
             self._journal.delegations.intend,
@@ -118,7 +113,7 @@ class Delegator:
             now=self._now(),
         )
         if record.delegation_id is not None:
-            return record
+            return record, False
         try:
             reply = await self._client.delegate(peer_id, task, key=record.key)
         except (Rejected, NotFound, TooLarge):
@@ -130,13 +125,13 @@ class Delegator:
             odd = "its delegation_id is no UUID"
             raise BadReply(endpoint="POST /workspaces/:id/delegate", base_url=self._client.base_url, detail=odd)
         log.info("delegation.handed_over", peer_id=peer_id, delegation_id=delegation_id)
-        record = await self._journal.off_loop(
+        record, was_dealt_with = await self._journal.off_loop(
             self._journal.delegations.accepted, record, delegation_id, now=self._now()
         )
         if reply.status in ENDED and not record.status.is_final:
             await self._look(delegation_id)
             record = await self._known(record.key)
-        return record
+        return record, was_dealt_with
 
     async def hand(self, record: DelegationRecord) -> None:
         """An agent is being given the handle: from now on the same words are a new job."""

@@ -129,10 +129,10 @@ class Delegations:
             db.execute("DELETE FROM delegations WHERE updated_at < ?", (now - RECORD_KEPT_S,))
             return _one(db, "key", key)
 
-    def accepted(self, intent: DelegationRecord, delegation_id: str, *, now: float) -> DelegationRecord:
+    def accepted(self, intent: DelegationRecord, delegation_id: str, *, now: float) -> tuple[DelegationRecord, bool]:
         """The platform has taken the job. A result that was quicker than this answer becomes part of the record.
 
-        When an agent was done with that result before, the record comes back with `handed_at`.
+        The second value: an agent was done with that result before.
         """
         key = intent.key
         with self._writing() as db:
@@ -155,7 +155,7 @@ class Delegations:
                 _set(db, delegation_id, Told(known.status, known.text, known.error, known.is_whole), now)
                 db.execute("UPDATE delegations SET handed_at = ? WHERE key = ?", (known.handed_at, key))
                 _name_peer(db, delegation_id)
-            return _one(db, "key", key)
+            return _one(db, "key", key), early is not None and _record(early).handed_at is not None
 
     def withdraw(self, key: str) -> None:
         """The platform refused the job: there is none."""

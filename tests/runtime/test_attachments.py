@@ -57,7 +57,7 @@ async def refusal(policy: AttachmentPolicy, *paths: Path | str) -> str:
     with anyio.fail_after(5):
         with pytest.raises(AttachmentRefused) as raised:
             await sent(policy, *paths)
-    assert len(os.listdir("/dev/fd")) == before
+    assert len(os.listdir("/dev/fd")) <= before  # less, when the garbage of others went meanwhile
     said = str(advice(raised.value))
     assert said.isprintable()
     assert said.endswith("Nothing was sent.")

@@ -43,7 +43,7 @@ def intent(journal: Journal, key: str) -> DelegationRecord:
 def handed_out(journal: Journal, key: str = "k1") -> DelegationRecord:
     """A job that the platform has accepted and an agent knows of."""
     intend(journal, key)
-    record = journal.delegations.accepted(intent(journal, key), JOB, now=NOW)
+    record, _ = journal.delegations.accepted(intent(journal, key), JOB, now=NOW)
     journal.delegations.hand(key, now=NOW)
     return record
 
@@ -155,7 +155,8 @@ def test_a_result_that_is_quicker_than_the_handle_belongs_to_it(journal: Journal
     """The feed may show the end before the answer of /delegate is read."""
     intend(journal)
     arrive(journal, result(1))
-    record = journal.delegations.accepted(intent(journal, "k1"), JOB, now=NOW)
+    record, was_dealt_with = journal.delegations.accepted(intent(journal, "k1"), JOB, now=NOW)
+    assert not was_dealt_with
     assert (record.key, record.peer_id, record.status, record.text) == ("k1", PEER, COMPLETED, "42")
     found = taken(journal)
     assert found is not None
@@ -365,7 +366,8 @@ def test_a_result_that_was_dealt_with_before_its_handle_came_ends_the_intent(jou
     record = intend(journal)
     arrive(journal, result(1))
     journal.handle(result(1).activity_id, now=NOW)
-    assert journal.delegations.accepted(record, JOB, now=NOW).handed_at == NOW
+    record, was_dealt_with = journal.delegations.accepted(record, JOB, now=NOW)
+    assert (record.handed_at, was_dealt_with) == (NOW, True)
     assert intend(journal, "k2").key == "k2"
 
 
@@ -373,5 +375,5 @@ def test_an_intent_that_was_withdrawn_elsewhere_is_taken_all_the_same(journal: J
     """Two processes, one refused and one accepted: the job is remembered."""
     record = intend(journal)
     journal.delegations.withdraw("k1")
-    assert journal.delegations.accepted(record, JOB, now=NOW).peer_id == PEER
+    assert journal.delegations.accepted(record, JOB, now=NOW)[0].peer_id == PEER
     assert journal.delegations.latest(1)[0].delegation_id == JOB

@@ -307,7 +307,7 @@ async def test_a_worker_that_dies_is_missed_and_its_successors_answer_still_coun
             assert missed["text"] == failed["error"]
             assert failed["error"].startswith("no heartbeat for ")
             await agent.done(missed)
-            assert (await agent.task(str(handle.delegation_id))).status == "failed"
+            assert (await agent.task(str(handle.delegation_id))).status == "stuck"
 
             async with working(worker, tmp_path / "worker") as successor:
                 late = await taken(successor)
