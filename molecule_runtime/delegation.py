@@ -43,6 +43,8 @@ from molecule_runtime.wire.delegations import Delegation, DelegationRow, Delegat
 FIRST_ASKED_S = 3.0
 ASKED_EVERY_S = 10.0
 """When a call that waits asks for the status: rarely, since the result comes by the inbox."""
+RETRIED_WITHIN_S = 120.0
+"""Who asks again so soon after an answer that was lost means the same job, even when its result was quicker."""
 BEAT_S = 60.0
 """How often a worker says that it is at a job; one that was silent for 600 s counts as stuck (contract 6.7)."""
 QUIET_S = 3_600.0
@@ -97,7 +99,7 @@ class Delegator:
         digest = hashlib.sha256(task.encode()).hexdigest()
         while True:
             record, was_dealt_with = await self._intended(peer_id, task, digest)
-            if not was_dealt_with:
+            if not was_dealt_with or self._now() - record.created_at < RETRIED_WITHIN_S:
                 return record
             # The feed had brought the result of this intent, and an agent is done with it: this is a new job.
 

@@ -17,7 +17,7 @@ import respx
 
 from molecule_runtime import messages
 from molecule_runtime.clock import ManualClock
-from molecule_runtime.delegation import BEAT_S, Call, Delegator, shown, told_by, told_by_rows
+from molecule_runtime.delegation import BEAT_S, RETRIED_WITHIN_S, Call, Delegator, shown, told_by, told_by_rows
 from molecule_runtime.errors import (
     BadReply,
     InvalidArgument,
@@ -492,9 +492,15 @@ async def test_a_job_that_failed_at_once_is_told_at_once(alone: Delegator) -> No
     assert (await alone.result(await alone.hand_over(PEER, "Add"), 0)).error == "access denied"
 
 
+@pytest.mark.parametrize(("waited_s", "expected"), [(RETRIED_WITHIN_S, (PEER, None)), (5, (JOB, "3"))])
 @respx.mock
-async def test_a_question_whose_answer_was_dealt_with_is_a_new_job(alone: Delegator, clock: ManualClock) -> None:
-    """The answer of /delegate was lost, its result came and was handled: the same words later are asked anew."""
+async def test_a_question_whose_answer_was_dealt_with_is_a_new_job(
+    alone: Delegator, clock: ManualClock, waited_s: float, expected: tuple[str, str | None]
+) -> None:
+    """The answer of /delegate was lost, its result came and was handled: the same words later are asked anew.
+
+    Soon after they are a retry: a loop that tries until it succeeds must not hand the job out twice.
+    """
     respx.post(DELEGATE).mock(side_effect=[httpx.ReadTimeout("late"), accepted(), accepted(delegation_id=PEER)])
     with pytest.raises(Unreachable):
         await alone.hand_over(PEER, "Add")
@@ -502,8 +508,9 @@ async def test_a_question_whose_answer_was_dealt_with_is_a_new_job(alone: Delega
     early = message(1, "3", kind=Kind.DELEGATION_RESULT, delegation_id=JOB, outcome="completed")
     alone._journal.append([early], cursor="c", last_row_at=now, now=now)
     await alone._mailbox.pop(early.activity_id)
+    clock.advance(waited_s)
     record = await alone.hand_over(PEER, "Add")
-    assert (record.delegation_id, record.text) == (PEER, None)
+    assert (record.delegation_id, record.text) == expected
 
 
 @respx.mock
