@@ -128,7 +128,7 @@ ANSWERS: list[tuple[int, bytes, tuple[str, str | None, str | None]]] = [
 
 @only("sqlite")
 async def test_every_shape_of_answer_is_a_clear_result(platform: Platform, agent: PushAgent) -> None:
-    """Texts, errors as string and object, nothing, and what nobody knows; each called once (issue's invariant)."""
+    """Texts, errors as string and object, nothing, and what nobody knows; each called once (invariant)."""
     boss, worker = await platform.join("boss"), await pushed(platform, agent.url())
     for number, (status, content, expected) in enumerate(ANSWERS, 1):
         agent.answer = partial(said, content, status)
@@ -226,7 +226,7 @@ async def test_what_was_delivered_is_not_delivered_again(platform: Platform) -> 
 async def test_what_a_process_left_uncalled_is_called_once_by_the_next_ones(
     config: PlatformConfig, clock: ManualClock, agent: PushAgent
 ) -> None:
-    """Died before the claim: two that start at once pick it up, and one of them calls (issue's invariant)."""
+    """Died before the claim: two that start at once pick it up, and one of them calls (invariant)."""
     async with running(config, clock) as platform:
         boss, worker = await platform.join("boss"), await pushed(platform, agent.url())
         left = [await left_uncalled(platform, boss, worker) for _ in range(5)]

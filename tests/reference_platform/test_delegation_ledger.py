@@ -59,7 +59,7 @@ def line(connection: Connection, delegation_id: str) -> dict[str, Any]:
 
 
 async def test_of_all_pairs_of_states_exactly_the_legal_ones_pass(store: Store) -> None:
-    """36 pairs: what is legal moves with its texts, what is not changes nothing (contract 6.5, issue's invariant)."""
+    """36 pairs: what is legal moves with its texts, what is not changes nothing (contract 6.5, invariant)."""
 
     def try_all(connection: Connection) -> dict[tuple[str, str], tuple[Step, dict[str, Any], dict[str, Any]]]:
         found = {}
@@ -169,7 +169,7 @@ async def test_previews_are_cut_at_4096_bytes_on_a_code_point(store: Store) -> N
 
 
 async def test_of_transitions_at_the_same_time_one_wins(config: PlatformConfig) -> None:
-    """Six connections try three ends at once: one moves it, and its texts stand (issue's invariant)."""
+    """Six connections try three ends at once: one moves it, and its texts stand (invariant)."""
     ends = (DelegationStatus.COMPLETED, DelegationStatus.FAILED, DelegationStatus.STUCK) * 2
     stores = [Store(config.database_url) for _ in ends]
 

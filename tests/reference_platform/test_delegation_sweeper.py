@@ -74,7 +74,7 @@ async def test_each_arm_ends_just_what_is_due(platform: Platform, database: Data
 async def test_two_platforms_end_each_delegation_once(
     config: PlatformConfig, clock: ManualClock, database: Database
 ) -> None:
-    """Each is counted by one of them and told once, with an answer that comes in between (issue's invariant)."""
+    """Each is counted by one of them and told once, with an answer that comes in between (invariant)."""
     async with running(config, clock) as one, running(config, clock) as two:
         pair = await a_pair(one)
         ids = [await delegated(one, pair.boss, pair.worker) for _ in range(8)]

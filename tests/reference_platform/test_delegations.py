@@ -149,7 +149,7 @@ async def test_a_key_makes_one_delegation_and_is_free_again_after_a_failure(plat
 
 
 async def test_ten_posts_of_one_key_at_once_make_one_delegation(config: PlatformConfig, clock: ManualClock) -> None:
-    """At two platform processes on one database; nobody gets an error (issue's invariant: one intent, one job)."""
+    """At two platform processes on one database; nobody gets an error (invariant: one intent, one job)."""
     async with running(config, clock) as one, running(config, clock) as two:
         pair = await a_pair(one)
         for key in ("a", "b", "c"):
@@ -418,7 +418,7 @@ async def test_a_ledger_that_was_off_for_a_while_does_not_contradict_the_rows(
 
 
 async def test_a_restart_in_the_middle_changes_nothing(config: PlatformConfig, clock: ManualClock) -> None:
-    """Key, state and answer are of the database, not of the process (issue's invariant)."""
+    """Key, state and answer are of the database, not of the process (invariant)."""
     async with running(config, clock) as platform:
         pair = await a_pair(platform)
         delegation_id = await delegated(platform, pair.boss, pair.worker, idempotency_key="k")
