@@ -163,8 +163,8 @@ class Delegator:
         deadline = self._clock.monotonic() + timeout_s
         ask_at = self._clock.monotonic() + FIRST_ASKED_S
         until = self._now() + timeout_s + 2 * OTHER_PROCESS_CHECK_S
-        await self._await(delegation_id, until)
         try:
+            await self._await(delegation_id, until)  # whoever is cancelled in the middle of it waits no more, too
             while True:
                 arrival = self._arrivals.next
                 record = await self._known(record.key)
