@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from molecule_mcp.cli import _output
+from molecule_mcp.cli._directories import make_private
 from molecule_runtime.errors import Problem, SettingsError
 
 if TYPE_CHECKING:
@@ -119,12 +120,5 @@ def _database(given: str) -> str:
         return given
     path = Path(given).expanduser().absolute()
     if path == DEFAULT_DATABASE.expanduser():
-        _make_private(path.parent)
+        make_private(path.parent)
     return str(path)
-
-
-def _make_private(directory: Path) -> None:
-    """Make what is missing of the path for its owner alone; mkdir(parents=True) would leave parents to the umask."""
-    missing = [part for part in (directory, *directory.parents) if not part.exists()]
-    for part in reversed(missing):
-        part.mkdir(mode=0o700, exist_ok=True)
