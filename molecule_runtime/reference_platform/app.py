@@ -38,6 +38,7 @@ from molecule_runtime.reference_platform.routes import (
     activity,
     delegations,
     health,
+    memories,
     messages,
     registry,
     tokens,
@@ -77,6 +78,7 @@ def _routes() -> list[BaseRoute]:
         *activity.routes(),
         *delegations.routes(),
         *uploads.routes(),
+        *memories.routes(),
         *ws.routes(),
     ]
 
@@ -114,6 +116,7 @@ async def _lifespan(app: Starlette) -> AsyncIterator[None]:
                     task.cancel()
                 await asyncio.wait(running)
     finally:
+        await parts.memory_plugin.close()
         with anyio.move_on_after(CLOSE_S):  # a database that does not answer must not hold up the end
             await parts.store.close()
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 import ipaddress
 import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from molecule_runtime.errors import Problem, SettingsError
 from molecule_runtime.wire.uploads import MAX_FILE_BYTES, MAX_REQUEST_BYTES
@@ -31,6 +33,8 @@ PENDING_UPLOADS_SWEEP_S = 300.0
 DELEGATION_SWEEPER_INTERVAL_S = 300.0
 DELEGATION_STUCK_THRESHOLD_S = 600.0
 """Silence of a worker that had sent heartbeats, after which its delegation is stuck (contract 6.7)."""
+MEMORY_PLUGIN_TIMEOUT_S = 2.0
+"""How long a call of the memory plugin may take (contract 7.4)."""
 LONGEST_RETENTION_DAYS = 36_500.0
 """A century stands for "never" and still makes a date."""
 CORS_ORIGINS = ("http://localhost:3000", "http://localhost:3001")
@@ -71,6 +75,8 @@ class PlatformConfig:
     delegation_result_inbox_push: bool = True
     delegation_sweeper_interval_s: float = DELEGATION_SWEEPER_INTERVAL_S
     delegation_stuck_threshold_s: float = DELEGATION_STUCK_THRESHOLD_S
+    memory_plugin_url: str = field(default="", repr=False)
+    memory_plugin_timeout_s: float = MEMORY_PLUGIN_TIMEOUT_S
 
     def __post_init__(self) -> None:
         if not is_loopback(self.host) and not self.admin_token:
@@ -131,6 +137,8 @@ class PlatformConfig:
                 _positive(values.get("DELEGATION_STUCK_THRESHOLD_S"), DELEGATION_STUCK_THRESHOLD_S),
                 LONGEST_RETENTION_DAYS * 86_400,
             ),
+            memory_plugin_url=_plugin_url(values.get("MEMORY_PLUGIN_URL")),
+            memory_plugin_timeout_s=_go_duration_s(values.get("MEMORY_PLUGIN_TIMEOUT"), MEMORY_PLUGIN_TIMEOUT_S),
         )
 
     @property
@@ -169,6 +177,37 @@ def _positive(text: str | None, default: float) -> float:
     except ValueError:
         return default
     return value if math.isfinite(value) and value > 0 else default
+
+
+_GO_UNITS_S = {"ns": 1e-9, "us": 1e-6, "\u00b5s": 1e-6, "\u03bcs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_GO_PART = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|\u00b5s|\u03bcs|ms|s|m|h)", re.ASCII)
+
+
+def _go_duration_s(text: str | None, default: float) -> float:
+    """Seconds of a duration as Go writes it, such as 1m30s or 500ms; a bad one is the default like every number."""
+    bare = (text or "").strip().removeprefix("+")
+    parts = _GO_PART.findall(bare)
+    if "".join(number + unit for number, unit in parts) != bare:
+        return default
+    return sum(float(number) * _GO_UNITS_S[unit] for number, unit in parts) or default
+
+
+def _plugin_url(text: str | None) -> str:
+    """The plugin's address without a slash at its end.
+
+    Raises:
+        SettingsError: it is no address.
+    """
+    bare = (text or "").strip().rstrip("/")
+    try:
+        parts = urlsplit(bare)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        usable = False
+    if bare and not usable:
+        fix = "Write an address such as http://127.0.0.1:9100, or unset it."
+        raise SettingsError((Problem("memory_plugin_url", "MEMORY_PLUGIN_URL is not an http address", fix),))
+    return bare
 
 
 def _switched_on(text: str | None) -> bool:

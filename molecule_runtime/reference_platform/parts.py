@@ -21,9 +21,12 @@ from molecule_runtime.reference_platform.services.delegations import Delegations
 from molecule_runtime.reference_platform.services.discovery import Discovery
 from molecule_runtime.reference_platform.services.forwarding import Forwarder
 from molecule_runtime.reference_platform.services.heartbeats import Heartbeats
+from molecule_runtime.reference_platform.services.memories import Memories
+from molecule_runtime.reference_platform.services.memory_plugin import MemoryPlugin
 from molecule_runtime.reference_platform.services.messages import AgentMessageWriter, Inbound
 from molecule_runtime.reference_platform.services.peers import Peers
 from molecule_runtime.reference_platform.services.pending_uploads import PendingUploads, UploadTables
+from molecule_runtime.reference_platform.services.plugin_memories import PluginMemories
 from molecule_runtime.reference_platform.services.presence import Presence
 from molecule_runtime.reference_platform.services.push import PushAgents
 from molecule_runtime.reference_platform.services.tokens import Tokens
@@ -62,6 +65,9 @@ class Parts:
     pending_uploads: PendingUploads
     uploads: ChatUploads
     upload_forwarder: UploadForwarder
+    memory_plugin: MemoryPlugin
+    plugin_memories: PluginMemories
+    memories: Memories
     sweeper: Sweeper
     upload_sweeper: UploadSweeper
     delegation_sweeper: DelegationSweeper
@@ -83,6 +89,8 @@ def build_parts(config: PlatformConfig, clock: Clock) -> Parts:
     dispatcher = DelegationDispatcher(store, bus, records, forwarder, clock)
     delegations = Delegations(store, bus, records, dispatcher, clock)
     pending_uploads = UploadTables(store, clock, ttl=timedelta(seconds=config.pending_uploads_ttl_s))
+    memory_plugin = MemoryPlugin(config.memory_plugin_url, clock, timeout_s=config.memory_plugin_timeout_s)
+    plugin_memories = PluginMemories(store, memory_plugin, clock)
     presence = Presence(store, bus, clock, stale_after_s=config.stale_after_s)
     return Parts(
         config=config,
@@ -108,6 +116,9 @@ def build_parts(config: PlatformConfig, clock: Clock) -> Parts:
         pending_uploads=pending_uploads,
         uploads=ChatUploads(store, pending_uploads, activity, clock),
         upload_forwarder=UploadForwarder(store, agents),
+        memory_plugin=memory_plugin,
+        plugin_memories=plugin_memories,
+        memories=Memories(store, plugin_memories, clock),
         sweeper=Sweeper(
             presence,
             tokens,
