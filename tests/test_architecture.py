@@ -63,7 +63,7 @@ PLACES = {
             1: "config metrics identifiers refusals strict_json text_search",
             2: "store bus",
             3: "services auth relay",
-            4: "routes sweeper parts middleware rate_limit serving",
+            4: "routes sweeper parts middleware rate_limit memory_sidecar serving",
             5: "app attach",
         },
     ),

@@ -38,6 +38,7 @@ from molecule_runtime.reference_platform.routes import (
     activity,
     delegations,
     health,
+    mcp,
     memories,
     messages,
     registry,
@@ -79,6 +80,7 @@ def _routes() -> list[BaseRoute]:
         *delegations.routes(),
         *uploads.routes(),
         *memories.routes(),
+        *mcp.routes(),
         *ws.routes(),
     ]
 
@@ -116,6 +118,7 @@ async def _lifespan(app: Starlette) -> AsyncIterator[None]:
                     task.cancel()
                 await asyncio.wait(running)
     finally:
+        await parts.memory_sidecar.stop()
         await parts.memory_plugin.close()
         with anyio.move_on_after(CLOSE_S):  # a database that does not answer must not hold up the end
             await parts.store.close()
@@ -141,14 +144,16 @@ async def serve(config: PlatformConfig, *, on_ready: Callable[[str], None], cloc
     Raises:
         SettingsError: the address cannot be bound.
         StoreError: the database cannot be opened or migrated.
+        SidecarFailed: the memory plugin that was asked for does not come up.
     """
     app = create_app(config, clock=clock)
-    await serve_app(
-        app,
-        name="the platform",
-        host=config.host,
-        port=config.port,
-        prepare=app.state.parts.store.migrate,
-        on_ready=on_ready,
-        shutdown_s=SHUTDOWN_S,
-    )
+    async with app.state.parts.memory_sidecar.running():
+        await serve_app(
+            app,
+            name="the platform",
+            host=config.host,
+            port=config.port,
+            prepare=app.state.parts.store.migrate,
+            on_ready=on_ready,
+            shutdown_s=SHUTDOWN_S,
+        )

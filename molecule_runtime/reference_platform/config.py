@@ -43,6 +43,21 @@ PRODUCTION = "production"
 DEVELOPMENT_NAMES = frozenset({"development", "dev"})
 OFF = frozenset({"0", "false", "no", "off"})
 """What switches off what is on by default."""
+MEMORY_PLUGIN_LISTEN_ADDR = "127.0.0.1:9100"
+"""Where a memory plugin is expected (contract 7.5)."""
+ANY_PORT = "127.0.0.1:0"
+
+
+@dataclass(frozen=True)
+class SidecarConfig:
+    """How to start a memory plugin of our own: its address, its SQLite file, its environment.
+
+    `database` "" means that the environment has a MEMORY_PLUGIN_DATABASE_URL; None that there is no database for it.
+    """
+
+    listen_addr: str
+    database: str | None
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)
@@ -77,6 +92,8 @@ class PlatformConfig:
     delegation_stuck_threshold_s: float = DELEGATION_STUCK_THRESHOLD_S
     memory_plugin_url: str = field(default="", repr=False)
     memory_plugin_timeout_s: float = MEMORY_PLUGIN_TIMEOUT_S
+    memory_sidecar: SidecarConfig | None = None
+    mcp_allow_send_message: bool = False
 
     def __post_init__(self) -> None:
         if not is_loopback(self.host) and not self.admin_token:
@@ -92,14 +109,17 @@ class PlatformConfig:
 
     @classmethod
     def from_env(
-        cls, env: Mapping[str, str] | None = None, *, host: str, port: int, database: str | Path
+        cls, env: Mapping[str, str] | None = None, *, host: str, port: int, database: str | Path, memory: bool = False
     ) -> PlatformConfig:
         """Read the configuration from `env` (the process environment when None).
 
+        `memory` asks for a memory plugin whatever the environment says, save for MEMORY_PLUGIN_DISABLE.
+
         Raises:
-            SettingsError: `host` is not loopback and ADMIN_TOKEN is not set.
+            SettingsError: `host` is not loopback and ADMIN_TOKEN is not set; MEMORY_PLUGIN_URL is no address.
         """
         values = os.environ if env is None else env
+        memory_plugin_url = _plugin_url(values.get("MEMORY_PLUGIN_URL"))
         return cls(
             host=host,
             port=port,
@@ -137,8 +157,10 @@ class PlatformConfig:
                 _positive(values.get("DELEGATION_STUCK_THRESHOLD_S"), DELEGATION_STUCK_THRESHOLD_S),
                 LONGEST_RETENTION_DAYS * 86_400,
             ),
-            memory_plugin_url=_plugin_url(values.get("MEMORY_PLUGIN_URL")),
+            memory_plugin_url=memory_plugin_url,
             memory_plugin_timeout_s=_go_duration_s(values.get("MEMORY_PLUGIN_TIMEOUT"), MEMORY_PLUGIN_TIMEOUT_S),
+            memory_sidecar=_sidecar(values, memory_plugin_url, str(database), asked=memory),
+            mcp_allow_send_message=values.get("MOLECULE_MCP_ALLOW_SEND_MESSAGE", "").strip().lower() == "true",
         )
 
     @property
@@ -208,6 +230,30 @@ def _plugin_url(text: str | None) -> str:
         fix = "Write an address such as http://127.0.0.1:9100, or unset it."
         raise SettingsError((Problem("memory_plugin_url", "MEMORY_PLUGIN_URL is not an http address", fix),))
     return bare
+
+
+def _sidecar(values: Mapping[str, str], url: str, database: str, *, asked: bool) -> SidecarConfig | None:
+    """Whether, where and on what the platform runs a plugin of its own (contract 7.5).
+
+    It does when it is asked to, after the cut-over, or when the plugin's address is one where it can serve itself; if
+    somebody serves there already, that one is used. A plugin on another machine or behind TLS is never started.
+    """
+    cutover = values.get("MEMORY_V2_CUTOVER", "").strip().lower() == "true"
+    if values.get("MEMORY_PLUGIN_DISABLE", "").strip() == "1" or not (asked or cutover or url):
+        return None
+    there = urlsplit(url)
+    if url and not (there.scheme == "http" and is_loopback(there.hostname or "") and not there.path):
+        return None
+    default = MEMORY_PLUGIN_LISTEN_ADDR if cutover and not asked else ANY_PORT
+    if url:
+        default = there.netloc.rpartition("@")[2] if there.port else f"{there.netloc.rpartition('@')[2]}:80"
+    is_file = "://" not in database
+    own = f"{database}.memory.sqlite3" if is_file else None
+    return SidecarConfig(
+        listen_addr=values.get("MEMORY_PLUGIN_LISTEN_ADDR", "").strip() or default,
+        database="" if values.get("MEMORY_PLUGIN_DATABASE_URL", "").strip() else own,
+        environment={name: value for name, value in values.items() if name != "ADMIN_TOKEN"},
+    )
 
 
 def _switched_on(text: str | None) -> bool:

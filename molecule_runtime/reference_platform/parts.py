@@ -11,7 +11,9 @@ from molecule_runtime.clock import Clock
 from molecule_runtime.reference_platform.auth import Auth
 from molecule_runtime.reference_platform.bus import EventBus
 from molecule_runtime.reference_platform.config import PlatformConfig
+from molecule_runtime.reference_platform.memory_sidecar import MemorySidecar
 from molecule_runtime.reference_platform.metrics import Metrics
+from molecule_runtime.reference_platform.rate_limit import FixedWindow
 from molecule_runtime.reference_platform.relay import Relay
 from molecule_runtime.reference_platform.services.activity import ActivityLog
 from molecule_runtime.reference_platform.services.chat_history import ChatHistories
@@ -36,6 +38,9 @@ from molecule_runtime.reference_platform.services.workspace_edits import Workspa
 from molecule_runtime.reference_platform.services.workspaces import Workspaces
 from molecule_runtime.reference_platform.store.engine import Store
 from molecule_runtime.reference_platform.sweeper import DelegationSweeper, Sweeper, UploadSweeper
+
+MCP_LIMIT = 120
+"""Requests of the MCP bridge a minute by one bearer, where requests are limited at all (contract 1.7)."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +71,10 @@ class Parts:
     uploads: ChatUploads
     upload_forwarder: UploadForwarder
     memory_plugin: MemoryPlugin
+    memory_sidecar: MemorySidecar
     plugin_memories: PluginMemories
     memories: Memories
+    mcp_window: FixedWindow | None
     sweeper: Sweeper
     upload_sweeper: UploadSweeper
     delegation_sweeper: DelegationSweeper
@@ -117,8 +124,10 @@ def build_parts(config: PlatformConfig, clock: Clock) -> Parts:
         uploads=ChatUploads(store, pending_uploads, activity, clock),
         upload_forwarder=UploadForwarder(store, agents),
         memory_plugin=memory_plugin,
+        memory_sidecar=MemorySidecar(config.memory_sidecar, memory_plugin, clock),
         plugin_memories=plugin_memories,
         memories=Memories(store, plugin_memories, clock),
+        mcp_window=FixedWindow(MCP_LIMIT, clock) if config.rate_limit else None,
         sweeper=Sweeper(
             presence,
             tokens,

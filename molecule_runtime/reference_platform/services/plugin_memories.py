@@ -35,6 +35,9 @@ from molecule_runtime.wire.memories import (
 )
 
 NOT_CONFIGURED = "memory plugin is not configured (set MEMORY_PLUGIN_URL)"
+FORBIDDEN = 403
+UNACCEPTABLE = (400, 413, 422)
+"""Statuses by which a plugin refuses what the caller sent, such as a text that is too long."""
 SOURCE = "source_workspace_id"
 LABEL = "label"
 """What `propagation` says of a memory: who wrote it, and the namespace of v1 if it came by v1."""
@@ -120,7 +123,12 @@ class PluginMemories:
             propagation=propagation,
             pin=memory.pin or None,
         )
-        await self._plugin.write(namespace.name, namespace.kind, sent)
+        try:
+            await self._plugin.write(namespace.name, namespace.kind, sent)
+        except PluginRefusal as refusal:
+            if refusal.status == FORBIDDEN:  # a memory of another namespace has this id
+                raise memory_commits.id_taken() from None
+            raise
         audited = content if for_everybody else None
         await self._store.write(_stored, commit, audited, self._clock.now())
         return commit
@@ -178,11 +186,8 @@ def refuse_as_sent(failure: PluginFailure, text: str) -> NoReturn:
         Refusal
     """
     log.warning("memory_plugin.failed", error=type(failure).__name__, detail=failure.reason)
-    if isinstance(failure, PluginRefusal):
-        if failure.status == 403:  # the id is that of a memory in another namespace, of which nothing is told
-            raise memory_commits.id_taken()
-        if failure.status in (400, 413, 422):
-            raise Refusal(400, failure.reason)
+    if isinstance(failure, PluginRefusal) and failure.status in UNACCEPTABLE:
+        raise Refusal(400, failure.reason)
     raise Refusal(502, text)
 
 
