@@ -174,6 +174,19 @@ class MemoryPlugin:
             raise
         return True
 
+    async def delete_namespace(self, namespace: str) -> None:
+        """Delete a namespace with all its memories; one that is not there is gone already.
+
+        Raises:
+            PluginFailure
+        """
+        self._known.discard(namespace)
+        try:
+            await self._call("DELETE", f"/v1/namespaces/{quote(namespace, safe='')}", None)
+        except PluginRefusal as refusal:
+            if refusal.status != NOT_FOUND:
+                raise
+
     async def close(self) -> None:
         if self._client is not None:
             await self._client.aclose()
@@ -183,7 +196,7 @@ class MemoryPlugin:
         await self._call("PUT", f"/v1/namespaces/{quote(namespace, safe='')}", PutNamespaceRequest(kind=kind))
         self._known.add(namespace)
 
-    async def _call(self, method: str, path: str, body: BaseModel) -> bytes:
+    async def _call(self, method: str, path: str, body: BaseModel | None) -> bytes:
         if not self._breaker.admits():
             raise PluginUnavailable("it failed repeatedly and is not asked for up to a minute")
         try:

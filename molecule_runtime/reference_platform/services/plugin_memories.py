@@ -178,6 +178,17 @@ class PluginMemories:
         """
         return await self._plugin.forget(memory_id, namespace)
 
+    async def purge(self, workspace_ids: Sequence[str]) -> None:
+        """Delete what workspaces kept for themselves; what they told their team stays the team's.
+
+        A plugin that fails is logged: the workspaces are gone either way, and nobody can read what is left.
+        """
+        for workspace_id in workspace_ids if self._plugin.is_wired else ():
+            try:
+                await self._plugin.delete_namespace(f"{NamespaceKind.WORKSPACE}:{workspace_id}")
+            except PluginFailure as failure:
+                log.warning("memory_plugin.purge_failed", workspace_id=workspace_id, detail=failure.reason)
+
 
 def refuse_as_sent(failure: PluginFailure, text: str) -> NoReturn:
     """Answer a plugin that failed: what it did not like of the request is 400, all else 502 with `text`.
