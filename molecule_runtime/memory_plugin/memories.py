@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, delete, exists, or_, select
+from sqlalchemy import ColumnElement, Connection, Row, bindparam, delete, exists, or_, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from molecule_runtime.clock import Clock
 from molecule_runtime.memory_plugin.namespaces import PORTION, delete_portion, ensure, is_live, live_numbers
-from molecule_runtime.memory_plugin.store.tables import full_text, namespaces, records
+from molecule_runtime.memory_plugin.store.tables import LASTING, OF_KIND, full_text, namespaces, records
 from molecule_runtime.reference_platform.identifiers import new_id
 from molecule_runtime.reference_platform.refusals import Refusal
 from molecule_runtime.reference_platform.store.engine import Store
+from molecule_runtime.reference_platform.store.tables import UtcDateTime
 from molecule_runtime.reference_platform.text_search import Query
 from molecule_runtime.wire.memories import MemoryKind, MemorySource, MemoryWritten, PluginMemory
 
@@ -31,6 +32,30 @@ _SHOWN = (
     _of.expires_at,
     _of.propagation,
     _of.pin,
+)
+_SELECT = select(*_SHOWN).join_from(records, namespaces, namespaces.c.no == _of.namespace_no)
+_BY_NUMBER = _SELECT.where(_of.no.in_(bindparam("numbers", expanding=True)))
+_NEWEST = (
+    _SELECT.where(_of.namespace_no == bindparam("namespace_no"), LASTING, OF_KIND)
+    .order_by(_of.pin.desc(), _of.no.desc())
+    .limit(bindparam("limit"))
+)
+
+
+def _upsert(insert: Callable[..., Any]) -> Any:
+    """Insert a row, or replace what may change of the one with this id, if it is in the same namespace; its number."""
+    statement = insert(records)
+    new = statement.excluded
+    changed = {name: new[name] for name in ("content", "kind", "source", "pin", "propagation", "expires_at")}
+    here = _of.namespace_no == new.namespace_no
+    return statement.on_conflict_do_update(index_elements=[_of.id], set_=changed, where=here).returning(_of.no)
+
+
+_UPSERT = {"sqlite": _upsert(sqlite.insert), "postgresql": _upsert(postgresql.insert)}
+_NOW = bindparam("now", type_=UtcDateTime)
+_REMAINS = delete(records).where(
+    _of.id == bindparam("memory_id"),
+    or_(_of.expires_at <= _NOW, exists().where(namespaces.c.no == _of.namespace_no, ~is_live(_NOW))),
 )
 
 
@@ -105,20 +130,8 @@ def _write(connection: Connection, namespace: str, memory: NewMemory, now: datet
     memory_id = memory.id or new_id()
     if memory.id is not None:
         _remove_remains(connection, memory.id, now)
-    values = {
-        "content": memory.content,
-        "kind": memory.kind,
-        "source": memory.source,
-        "pin": memory.pin,
-        "propagation": memory.propagation,
-        "expires_at": memory.expires_at,
-    }
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    statement = dialect.insert(records).values(id=memory_id, namespace_no=namespace_no, created_at=now, **values)
-    statement = statement.on_conflict_do_update(
-        index_elements=[_of.id], set_=values, where=_of.namespace_no == namespace_no
-    )
-    no = connection.execute(statement.returning(_of.no)).scalar_one_or_none()
+    row = asdict(memory) | {"id": memory_id, "namespace_no": namespace_no, "created_at": now}
+    no = connection.execute(_UPSERT[connection.dialect.name], row).scalar_one_or_none()
     if no is None:
         raise Refusal(403, "a memory of another namespace has this id; leave the id out or choose another one")
     full_text.put(connection, no, namespace_no, memory.content)
@@ -127,14 +140,13 @@ def _write(connection: Connection, namespace: str, memory: NewMemory, now: datet
 
 def _remove_remains(connection: Connection, memory_id: str, now: datetime) -> None:
     """Delete what has this id and is gone for everybody: it must neither stand in the way nor come back."""
-    in_a_gone_one = exists().where(namespaces.c.no == _of.namespace_no, ~is_live(now))
-    connection.execute(delete(records).where(_of.id == memory_id, or_(_of.expires_at <= now, in_a_gone_one)))
+    connection.execute(_REMAINS, {"memory_id": memory_id, "now": now})
 
 
 def _forget(connection: Connection, memory_id: str, namespace: str, now: datetime) -> bool:
     numbers = live_numbers(connection, [namespace], now)
-    mine = delete(records).where(_of.id == memory_id, _of.namespace_no.in_(numbers), _lasts(now))
-    return connection.execute(mine).rowcount > 0
+    mine = delete(records).where(_of.id == memory_id, _of.namespace_no.in_(numbers), LASTING)
+    return connection.execute(mine, {"now": now}).rowcount > 0
 
 
 def _search(
@@ -146,36 +158,24 @@ def _search(
     now: datetime,
 ) -> list[PluginMemory]:
     numbers = live_numbers(connection, names, now)
-    conditions = [_lasts(now)]
-    if kinds:
-        conditions.append(_of.kind.in_(sorted(kinds)))
     wanted = Query.parse(query) if len(query.encode()) > 1 else None
+    bound = {"now": now, "kinds": sorted(kinds or MemoryKind)}
     if wanted is not None and numbers:
-        hits = full_text.search(connection, wanted, numbers, *conditions, limit=limit)
-        rows = {row.no: row for row in connection.execute(_select().where(_of.no.in_([hit.no for hit in hits])))}
+        hits = full_text.search(connection, wanted, numbers, limit=limit, bound=bound)
+        rows = {row.no: row for row in connection.execute(_BY_NUMBER, {"numbers": [hit.no for hit in hits]})}
         return [_memory(rows[hit.no], hit.score) for hit in hits]
-    if query:
-        conditions.append(_holds(query))
-    return [_memory(row) for row in _newest(connection, numbers, conditions, limit)]
+    return [_memory(row) for row in _newest(connection, numbers, query, bound, limit)]
 
 
 def _newest(
-    connection: Connection, numbers: Sequence[int], conditions: Sequence[ColumnElement[bool]], limit: int
+    connection: Connection, numbers: Sequence[int], text: str, bound: Mapping[str, Any], limit: int
 ) -> list[Row[Any]]:
     """Pinned first, then newest: the first of each namespace, read in the order of the index, and then of all."""
+    statement = _NEWEST.where(_holds(text)) if text else _NEWEST
     found: list[Row[Any]] = []
     for number in numbers:
-        first = _select().where(_of.namespace_no == number, *conditions)
-        found += connection.execute(first.order_by(_of.pin.desc(), _of.no.desc()).limit(limit))
+        found += connection.execute(statement, {**bound, "namespace_no": number, "limit": limit})
     return sorted(found, key=lambda row: (row.pin, row.no), reverse=True)[:limit]
-
-
-def _select() -> Any:
-    return select(*_SHOWN).join_from(records, namespaces, namespaces.c.no == _of.namespace_no)
-
-
-def _lasts(now: datetime) -> ColumnElement[bool]:
-    return or_(_of.expires_at.is_(None), _of.expires_at > now)
 
 
 def _holds(text: str) -> ColumnElement[bool]:
@@ -183,7 +183,7 @@ def _holds(text: str) -> ColumnElement[bool]:
     return or_(*(_of.content.contains(each, autoescape=True) for each in dict.fromkeys((text, text.swapcase()))))
 
 
-def _memory(row: Row[Any], score: float | None = None) -> PluginMemory:
+def _memory(row: Any, score: float | None = None) -> PluginMemory:
     return PluginMemory.model_construct(**row._mapping, score=score)
 
 

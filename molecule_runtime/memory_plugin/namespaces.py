@@ -10,13 +10,14 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, delete, or_, select, update
+from sqlalchemy import ColumnElement, Connection, bindparam, delete, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from molecule_runtime.clock import Clock
 from molecule_runtime.memory_plugin.store.tables import namespaces, records
 from molecule_runtime.reference_platform.refusals import Refusal
 from molecule_runtime.reference_platform.store.engine import Store
+from molecule_runtime.reference_platform.store.tables import UtcDateTime
 from molecule_runtime.wire.memories import NamespaceKind, PluginNamespace
 
 PORTION = 500
@@ -63,15 +64,19 @@ class Namespaces:
             more = await self._store.write(delete_portion, no)
 
 
-def is_live(now: datetime) -> ColumnElement[bool]:
+def is_live(now: datetime | ColumnElement[datetime]) -> ColumnElement[bool]:
     """The namespace has a name and has not expired."""
-    return (_of.name.is_not(None)) & or_(_of.expires_at.is_(None), _of.expires_at > now)
+    return _of.name.is_not(None) & or_(_of.expires_at.is_(None), _of.expires_at > now)
+
+
+_LIVE_NUMBERS = select(_of.no).where(
+    _of.name.in_(bindparam("names", expanding=True)), is_live(bindparam("now", type_=UtcDateTime))
+)
 
 
 def live_numbers(connection: Connection, names: Iterable[str], now: datetime) -> list[int]:
     """The numbers of those that exist."""
-    found = connection.execute(select(_of.no).where(_of.name.in_(names), is_live(now)))
-    return list(found.scalars())
+    return list(connection.execute(_LIVE_NUMBERS, {"names": list(names), "now": now}).scalars())
 
 
 def ensure(connection: Connection, name: str, now: datetime) -> int:

@@ -46,7 +46,7 @@ _IN_A_WORD = rf"(?![{_UNSPACED}_])[\w{_MARKS}]"
 _PIECE = re.compile(rf"[{_UNSPACED}]+|(?:{_IN_A_WORD})+|[^\x00-\x7f\s]")
 _WORD_CHARACTER = re.compile(_IN_A_WORD)
 _FIRST_UNSPACED = re.compile(f"[{_UNSPACED}]")
-_INVISIBLE = dict.fromkeys([0x00AD, *range(0x200B, 0x2010), 0x2060, 0xFEFF, *range(0xFE00, 0xFE10)])
+_INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060\ufe00-\ufe0f\ufeff]+")
 """Soft hyphens, joiners and variation selectors: two texts that look alike find each other."""
 
 
@@ -54,7 +54,11 @@ def folded(text: str) -> str:
     """The text without differences that nobody looks for: case, width, composition, invisible characters."""
     if text.isascii():
         return text.lower()
-    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()).translate(_INVISIBLE)
+    composed = unicodedata.normalize("NFKC", text)
+    caseless = composed.casefold()
+    # Without case a letter may consist of two that compose anew.
+    alike = caseless if caseless == composed else unicodedata.normalize("NFKC", caseless)
+    return _INVISIBLE.sub("", alike)
 
 
 def index_terms(text: str) -> set[str]:

@@ -18,6 +18,8 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
+    bindparam,
+    or_,
 )
 
 from molecule_runtime.reference_platform.store.full_text import FullText
@@ -71,4 +73,7 @@ Index(
     sqlite_where=_of.expires_at.is_not(None),
 )
 
-full_text = FullText(metadata, "memory_terms", records)
+LASTING = or_(_of.expires_at.is_(None), _of.expires_at > bindparam("now", type_=UtcDateTime))
+OF_KIND = _of.kind.in_(bindparam("kinds", expanding=True))
+"""What every memory that is found fulfils; `now` is the instant, `kinds` those that are wanted."""
+full_text = FullText(metadata, "memory_terms", records, (LASTING, OF_KIND))

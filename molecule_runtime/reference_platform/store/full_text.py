@@ -10,7 +10,7 @@ long among 100,000 rows as among 1,000, also for words that every row has.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,8 +27,8 @@ from sqlalchemy import (
     Table,
     Text,
     TypeDecorator,
+    bindparam,
     delete,
-    func,
     insert,
     literal_column,
     or_,
@@ -38,14 +38,13 @@ from sqlalchemy import (
 
 from molecule_runtime.reference_platform.text_search import Query, index_terms
 
-POOL = 500
+POOL = 200
 """Rows that are ranked in one go: of very many matches the newest."""
 PAGES = 4
 """Pools that are read at most when the index has found texts that do not match."""
-POOL_CHARACTERS = 2_000_000
-"""Characters that one search reads: long texts make the pool smaller."""
-ROWS_AT_ONCE = 100
-"""Rows that a search holds in memory."""
+MOST_CHARACTERS = 2_000_000
+"""Characters that one search ranks: of very long texts fewer are."""
+NEWER_THAN_ALL = 2**63 - 1
 TERMS_AT_ONCE = 16
 """Terms of a query that the index is asked for; the others are judged on the text."""
 
@@ -72,10 +71,14 @@ class Hit:
 
 
 class FullText:
-    """The terms of one table of rows, in a table of its own that `create_terms_table` makes."""
+    """The terms of one table of rows, in a table of its own that `create_terms_table` makes.
 
-    def __init__(self, metadata: MetaData, name: str, rows: Table) -> None:
-        self._rows = rows
+    `conditions` are those that the rows found by every search fulfil; what they compare with is bound by name.
+    """
+
+    def __init__(
+        self, metadata: MetaData, name: str, rows: Table, conditions: Sequence[ColumnElement[bool]] = ()
+    ) -> None:
         self._terms = Table(
             name,
             metadata,
@@ -83,37 +86,51 @@ class FullText:
             Column("terms", Terms, nullable=False),
             Index(f"ix_{name}_terms", "terms", postgresql_using="gin"),
         )
+        no = self._terms.c.rowid
+        # Made once: putting a statement together costs more than SQLite takes to run it.
+        self._newest = (
+            select(no, rows.c.content)
+            .join_from(self._terms, rows, rows.c.no == no)
+            .where(no < bindparam("older_than"), *conditions)
+            .order_by(no.desc())
+            .limit(POOL)
+        )
+        self._some = select(no).limit(POOL)
+        self._delete = delete(self._terms).where(no == bindparam("no"))
+        self._insert = insert(self._terms)
 
     def put(self, connection: Connection, no: int, shelf: int | str, content: str) -> None:
         """Make a row findable by its content, and no longer by the one before. Deleting the row does the rest."""
-        connection.execute(delete(self._terms).where(self._terms.c.rowid == no))
-        connection.execute(insert(self._terms).values(rowid=no, terms=_on_shelf(shelf, index_terms(content))))
+        connection.execute(self._delete, {"no": no})
+        connection.execute(self._insert, {"rowid": no, "terms": _on_shelf(shelf, index_terms(content))})
 
     def search(
         self,
         connection: Connection,
         query: Query,
         shelves: Sequence[int | str],
-        *conditions: ColumnElement[bool],
+        *,
         limit: int,
+        bound: Mapping[str, Any],
     ) -> list[Hit]:
-        """The best rows on these shelves that fulfil the conditions, best first; of equals the newest first."""
+        """The best rows on these shelves, best first; of equals the newest first. `bound` is for the conditions."""
         holding = self._promising(connection, query, shelves)
-        hits: list[Hit] = []
-        characters, older_than = 0, None
+        statement = self._newest.where(holding)
+        found: list[tuple[float, int]] = []
+        characters, older_than = 0, NEWER_THAN_ALL
         for _ in range(PAGES):
-            pool = 0
-            for no, content in self._newest(connection, holding, conditions, older_than):
-                pool, older_than = pool + 1, no
-                characters += len(content)
+            pool = connection.execute(statement, {**bound, "older_than": older_than}).all()
+            for no, content in pool:
+                older_than = no
                 score = query.score(content)
                 if score is not None:
-                    hits.append(Hit(no, score))
-                if characters >= POOL_CHARACTERS:
+                    found.append((score, no))
+                characters += len(content)
+                if characters >= MOST_CHARACTERS:
                     break
-            if pool < POOL or len(hits) >= limit:
+            if len(pool) < POOL or len(found) >= limit or characters >= MOST_CHARACTERS:
                 break
-        return sorted(hits, key=lambda hit: (-hit.score, -hit.no))[:limit]
+        return [Hit(no, score) for score, no in sorted(found, reverse=True)[:limit]]
 
     def _promising(self, connection: Connection, query: Query, shelves: Sequence[int | str]) -> ColumnElement[bool]:
         """Rows of the index that may match.
@@ -123,8 +140,7 @@ class FullText:
         terms = query.terms[:TERMS_AT_ONCE]
         for term in terms if len(terms) > 1 else ():
             holding = self._holding(connection, [term], shelves)
-            some = select(self._terms.c.rowid).where(holding).limit(POOL).subquery()
-            if connection.execute(select(func.count()).select_from(some)).scalar_one() < POOL:
+            if len(connection.execute(self._some.where(holding)).all()) < POOL:
                 return holding
         return self._holding(connection, terms, shelves)
 
@@ -138,29 +154,6 @@ class FullText:
             return or_(*(array.contains(each) for each in alternatives))
         expression = " OR ".join("({})".format(" AND ".join(f'"{term}"' for term in each)) for each in alternatives)
         return literal_column(self._terms.name).op("MATCH", is_comparison=True)(expression)
-
-    def _newest(
-        self,
-        connection: Connection,
-        holding: ColumnElement[bool],
-        conditions: Sequence[ColumnElement[bool]],
-        older_than: int | None,
-    ) -> Iterator[tuple[int, str]]:
-        """(no, content), newest first, at most `POOL`; read from the database a few at a time."""
-        no = self._terms.c.rowid
-        statement = (
-            select(no, self._rows.c.content)
-            .join_from(self._terms, self._rows, self._rows.c.no == no)
-            .where(holding, *conditions)
-            .order_by(no.desc())
-            .limit(POOL)
-            .execution_options(yield_per=ROWS_AT_ONCE)
-        )
-        if older_than is not None:
-            statement = statement.where(no < older_than)
-        with connection.execute(statement) as result:
-            for row in result:
-                yield row[0], row[1]
 
 
 def create_terms_table(connection: Connection, name: str, rows: str) -> None:
