@@ -99,11 +99,14 @@ def read(connection: Connection, workspace_id: str, query: TableQuery) -> list[T
         newest = select(agent_memories).where(*conditions).order_by(_columns.no.desc()).limit(query.limit)
         return [_memory(row) for row in connection.execute(newest).mappings()]
     scopes = [query.scope] if query.scope is not None else list(MemoryScope)
-    shelves = [_shelf(scope, writer) for scope in scopes for writer in writers]
-    hits = memory_texts.search(connection, wanted, list(dict.fromkeys(shelves)), *conditions, limit=query.limit)
-    found = select(agent_memories).where(_columns.no.in_([hit.no for hit in hits]))
+    shelves = dict.fromkeys(_shelf(scope, writer) for scope in scopes for writer in writers)
+    # Among the global rows of all, one's own are those that one wrote.
+    bound = {"writer": workspace_id if query.scope is None else "", "within": query.namespace}
+    hits = memory_texts.search(connection, wanted, list(shelves), limit=query.limit, bound=bound)
+    # The rules once more: what a shelf holds follows from them, but they are what counts.
+    found = select(agent_memories).where(_columns.no.in_([hit.no for hit in hits]), *conditions)
     rows = {row["no"]: row for row in connection.execute(found).mappings()}
-    return [_memory(rows[hit.no], hit.score) for hit in hits]
+    return [_memory(rows[hit.no], hit.score) for hit in hits if hit.no in rows]
 
 
 def _visible(scope: MemoryScope | None, writers: Sequence[str]) -> ColumnElement[bool]:

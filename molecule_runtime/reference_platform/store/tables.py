@@ -26,6 +26,8 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    bindparam,
+    or_,
 )
 
 from molecule_runtime.reference_platform.store.full_text import FullText
@@ -260,7 +262,11 @@ agent_memories = Table(
     Index(None, "scope", "no"),
     sqlite_autoincrement=True,
 )
-memory_texts = FullText(metadata, "agent_memory_terms", agent_memories)
+_memories = agent_memories.c
+# An empty text stands for any.
+_BY_WRITER = or_(bindparam("writer", type_=String) == "", _memories.workspace_id == bindparam("writer", type_=String))
+_IN_NAMESPACE = or_(bindparam("within", type_=String) == "", _memories.namespace == bindparam("within", type_=String))
+memory_texts = FullText(metadata, "agent_memory_terms", agent_memories, (_BY_WRITER, _IN_NAMESPACE))
 
 memory_commits = Table(
     "memory_commits",
