@@ -4,21 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import anyio
 
 from molecule_runtime.memory_plugin.app import serve
 from molecule_runtime.memory_plugin.config import PluginConfig
+from molecule_runtime.reference_platform.config import PlatformConfig
 
-from .support import Member, Platform
+from .support import Database, Member, Platform, PostgresDatabase, SqliteFile
+
+
+@contextmanager
+def beside(database: Database) -> Iterator[Database]:
+    """An empty database of the same kind, for a plugin."""
+    if isinstance(database, PostgresDatabase):
+        name = database.cluster.create()
+        yield PostgresDatabase(database.cluster, name)
+        database.cluster.drop(name)
+    else:
+        yield SqliteFile(Path(f"{database.url}.memory"))
 
 
 @asynccontextmanager
-async def a_plugin(database_url: str) -> AsyncIterator[str]:
+async def a_plugin(database: Database) -> AsyncIterator[str]:
     """Our memory plugin behind a real socket; its URL. Its own sweep never comes."""
+    database_url = PlatformConfig(database=database.url).database_url
     ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     config = PluginConfig(database_url=database_url, port=0, sweep_interval_s=10.0**9)
     serving = asyncio.create_task(serve(config, on_ready=ready.set_result))

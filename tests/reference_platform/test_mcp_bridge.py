@@ -48,7 +48,7 @@ def clock() -> ManualClock:
 @asynccontextmanager
 async def with_plugin(config: PlatformConfig, database: SqliteFile, clock: ManualClock) -> AsyncIterator[Platform]:
     async with (
-        a_plugin(f"sqlite:///{database.url}.memory") as url,
+        a_plugin(SqliteFile(Path(f"{database.url}.memory"))) as url,
         running(replace(config, memory_plugin_url=url), clock) as platform,
     ):
         yield platform

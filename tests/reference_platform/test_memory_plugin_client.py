@@ -25,6 +25,7 @@ from tests.support.platform import free_port
 
 from .memories import SickPlugin, a_plugin, forget, recalled, refused, remember, rpc, seen, use
 from .support import Member, Platform, SqliteFile, running
+from .test_golden import GOLDEN, MEMORY, PEER, WORKSPACE, a_team, differences
 
 TIMEOUT_S = 0.3
 WRITE = MemoryWrite(content="x", kind="fact", source="agent")
@@ -170,7 +171,7 @@ async def test_what_was_written_before_the_cut_over_is_found_after_it(
     async with running(config) as platform:
         member = await platform.create()
         old = await remember(platform, member, "old news", namespace="ops")
-    async with a_plugin(f"sqlite:///{database.url}.memory") as url, wired(config, url) as platform:
+    async with a_plugin(SqliteFile(Path(f"{database.url}.memory"))) as url, wired(config, url) as platform:
         new = await remember(platform, member, "new news news", namespace="ops")
         assert await recalled(platform, member) == ["new news news", "old news"]
         assert await recalled(platform, member, q="news", namespace="ops") == ["new news news", "old news"]
@@ -188,7 +189,7 @@ async def test_what_was_written_before_the_cut_over_is_found_after_it(
 
 async def test_forgetting_is_final_and_only_for_the_writer(config: PlatformConfig, database: SqliteFile) -> None:
     """A team-mate's is not found by v1, the team's not by the canvas; a late repeat does not bring one back (ours)."""
-    async with a_plugin(f"sqlite:///{database.url}.memory") as url, wired(config, url) as platform:
+    async with a_plugin(SqliteFile(Path(f"{database.url}.memory"))) as url, wired(config, url) as platform:
         root = await platform.create("root")
         ours, mate = [await platform.create(name, parent_id=root.id) for name in ("ours", "mate")]
         memory_id = str(uuid.uuid4())
@@ -211,6 +212,22 @@ async def test_forgetting_is_final_and_only_for_the_writer(config: PlatformConfi
         assert await forget(platform, ours, "no-uuid", v2=True) == 404
 
 
+@pytest.mark.parametrize("file", ["memory_v2_namespaces", "memory_v2_memories", "memory_v2_forget"])
+async def test_golden_exchanges_of_v2(config: PlatformConfig, database: SqliteFile, file: str) -> None:
+    """Status, keys, JSON types and error texts are those of the files (contract 7.2)."""
+    document = json.loads((GOLDEN / f"{file}.json").read_text())
+    async with a_plugin(SqliteFile(Path(f"{database.url}.memory"))) as url, wired(config, url) as platform:
+        ours, peer = await a_team(platform)
+        for exchange in document["exchanges"]:
+            await remember(platform, ours, "部署在星期五", id=MEMORY)
+            method, path = document["endpoint"].split(" ")
+            placed = json.dumps([exchange.get("path", path), exchange.get("query", {})])
+            path, query = json.loads(placed.replace(WORKSPACE, ours.id).replace(PEER, peer.id))
+            reply = await platform.http.request(method, path, params=query, headers=ours.headers)
+            assert reply.status_code == exchange["status"], exchange["name"]
+            assert differences(exchange["response"], reply.json()) == [], exchange["name"]
+
+
 async def test_a_repeat_after_a_lost_answer_stores_once(config: PlatformConfig, database: SqliteFile) -> None:
     """The plugin had it, the platform did not hear so: the same id goes on where the first attempt ended (ours)."""
     memory_id = str(uuid.uuid4())
@@ -222,7 +239,7 @@ async def test_a_repeat_after_a_lost_answer_stores_once(config: PlatformConfig, 
             path = f"/workspaces/{member.id}/memories"
             reply = await platform.http.post(path, json=body, headers=member.headers)
             assert reply.status_code == 502
-    async with a_plugin(f"sqlite:///{database.url}.memory") as url, wired(config, url) as platform:
+    async with a_plugin(SqliteFile(Path(f"{database.url}.memory"))) as url, wired(config, url) as platform:
         for _ in range(2):
             reply = await platform.http.post(path, json=body, headers=member.headers)
             assert (reply.status_code, reply.json()["id"]) == (201, memory_id)
@@ -231,7 +248,7 @@ async def test_a_repeat_after_a_lost_answer_stores_once(config: PlatformConfig, 
 
 async def test_an_organisations_memory_is_audited_once(config: PlatformConfig, database: SqliteFile) -> None:
     """By its hash, whichever way it came, and not again by a repeat (contract 7.3)."""
-    async with a_plugin(f"sqlite:///{database.url}.memory") as url, wired(config, url) as platform:
+    async with a_plugin(SqliteFile(Path(f"{database.url}.memory"))) as url, wired(config, url) as platform:
         root = await platform.create("root")
         sent = {"content": "for all", "namespace": f"org:{root.id}", "id": str(uuid.uuid4())}
         for _ in range(2):
@@ -244,7 +261,7 @@ async def test_an_organisations_memory_is_audited_once(config: PlatformConfig, d
 
 async def test_a_purged_workspace_takes_its_own_namespace_along(config: PlatformConfig, database: SqliteFile) -> None:
     """What it told its team stays the team's (ours)."""
-    async with a_plugin(f"sqlite:///{database.url}.memory") as url, wired(config, url) as platform:
+    async with a_plugin(SqliteFile(Path(f"{database.url}.memory"))) as url, wired(config, url) as platform:
         root = await platform.create("root")
         child = await platform.create("child", parent_id=root.id)
         await remember(platform, child, "private")
@@ -257,7 +274,7 @@ async def test_a_purged_workspace_takes_its_own_namespace_along(config: Platform
 
 async def test_what_the_plugin_does_not_like_is_the_callers_fault(config: PlatformConfig, database: SqliteFile) -> None:
     """400 with the plugin's sentence, which the writer can act on (ours)."""
-    async with a_plugin(f"sqlite:///{database.url}.memory") as url, wired(config, url) as platform:
+    async with a_plugin(SqliteFile(Path(f"{database.url}.memory"))) as url, wired(config, url) as platform:
         member = await platform.create()
         body = {"content": "long " * 40_000, "scope": "LOCAL"}
         reply = await platform.http.post(f"/workspaces/{member.id}/memories", json=body, headers=member.headers)
