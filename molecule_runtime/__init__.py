@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Agent": "molecule_runtime.agent",
+    "DelegationRecord": "molecule_runtime.inbox.delegations",
     "ManualClock": "molecule_runtime.clock",
     "MoleculeError": "molecule_runtime.errors",
     "PlatformClient": "molecule_runtime.client",
@@ -24,6 +25,7 @@ _HOMES = {
 
 __all__ = [
     "Agent",
+    "DelegationRecord",
     "ManualClock",
     "MoleculeError",
     "PlatformClient",

@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from docs.generate import PAGES
-from molecule_runtime import __version__
+from molecule_runtime import DelegationRecord, __version__
+from molecule_runtime.delegation import headed
 from molecule_runtime.errors import OUTCOMES
 from molecule_runtime.presence import PresenceState
 from molecule_runtime.settings import Settings
+from molecule_runtime.wire.delegations import DelegationStatus
 from tests.support.platform import clean_env
 
 ROOT = Path(__file__).parent.parent
@@ -43,6 +45,18 @@ def test_every_presence_state_and_setting_is_documented() -> None:
     assert [state for state in PresenceState if f"| {state.value} |" not in troubleshooting] == []
     settings = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
     assert [f.alias for f in Settings.model_fields.values() if f"`{f.alias}`" not in settings] == []
+
+
+def test_every_state_of_a_job_is_documented() -> None:
+    """docs/delegation.md: the states of the wire, and the one by which agents are shown two of them."""
+    page = (ROOT / "docs" / "delegation.md").read_text(encoding="utf-8")
+    shown = {headed(_job(status), None)["status"] for status in DelegationStatus}
+    assert [status for status in shown if f"| {status} |" not in page] == []
+    assert [status for status in DelegationStatus if status.value not in page] == []
+
+
+def _job(status: DelegationStatus) -> DelegationRecord:
+    return DelegationRecord("key", "", "", None, status, None, None, True, 0, 0, None, None)
 
 
 def test_every_exit_code_is_documented() -> None:

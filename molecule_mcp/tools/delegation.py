@@ -6,6 +6,7 @@ import asyncio
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, Field
@@ -18,6 +19,7 @@ from molecule_runtime.inbox.texts import Texts
 from molecule_runtime.peers import THERE, PeerView
 from molecule_runtime.runtime import Runtime
 from molecule_runtime.settings import WAIT_CAP_SECS
+from molecule_runtime.wire._base import rfc3339
 from molecule_runtime.workspace import Workspace
 
 LATEST = 10
@@ -140,7 +142,8 @@ async def _one(runtime: Runtime, workspace_id: str | None, task_id: str) -> dict
 
 async def _latest(runtime: Runtime, workspace_id: str | None) -> dict[str, Any]:
     tasks = [
-        headed(record, workspace.directory.known(record.peer_id)) | {"task": record.task}
+        headed(record, workspace.directory.known(record.peer_id))
+        | {"task": record.task, "handed_out_at": rfc3339(datetime.fromtimestamp(record.created_at, UTC))}
         for workspace, record in await runtime.tasks(LATEST, workspace_id)
     ]
     return {"tasks": tasks}

@@ -17,6 +17,9 @@ from molecule_runtime.settings import WAIT_CAP_SECS
 from molecule_runtime.upload_body import UploadProgress
 
 PROGRESS_EVERY_S = 5.0
+NOT_ANSWERED = (
+    "This was a job that a peer handed out: it hears nothing of it, and waits until it counts as failed."
+)
 MAX_PEEK = 100
 
 
@@ -140,8 +143,11 @@ async def _peek(runtime: Runtime, context: ToolContext, limit: int) -> dict[str,
 
 
 async def _pop(runtime: Runtime, context: ToolContext, activity_id: str) -> dict[str, Any]:
-    workspace = await runtime.holder(activity_id, context.workspace_id)
-    return {"removed": await (await workspace.mailbox()).pop(activity_id), "activity_id": activity_id}
+    mailbox = await (await runtime.holder(activity_id, context.workspace_id)).mailbox()
+    is_job = await mailbox.brings_a_job(activity_id)
+    removed = await mailbox.pop(activity_id)
+    result: dict[str, Any] = {"removed": removed, "activity_id": activity_id}
+    return result | {"note": NOT_ANSWERED} if removed and is_job else result
 
 
 async def _reply(

@@ -115,6 +115,8 @@ def _line(line: Line) -> dict[str, Any]:
     }
     if len(line.text) > LINE_CODE_POINTS:
         shown["text_truncated"] = True
+    if line.delegation_id is not None:
+        shown["delegation_id"] = line.delegation_id
     return shown
 
 

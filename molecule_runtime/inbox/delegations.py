@@ -2,8 +2,8 @@
 
 A record begins as an intent, before the platform hears of it: its key goes with the request, so that a retry (after a
 lost answer, after a crash) cannot hand the job out twice. Two calls are one intent while no agent has been given the
-handle of it; from then on the same words are a new job. A result comes by the feed, by asking, or both, in any order:
-it is told once, to the call that waits for it or as a message.
+handle of it, nor has handled its result; from then on the same words are a new job. A result comes by the feed, by
+asking, or both, in any order: it is told once, to the call that waits for it or as a message.
 """
 
 from __future__ import annotations
@@ -245,13 +245,15 @@ class Delegations:
 def recognise(db: sqlite3.Connection, message: Message) -> Message:
     """The message as the result that it is, when a peer answers a job of ours by an ordinary one (contract 0.8).
 
-    An answer to what is completed already is what it looks like: a message.
+    An answer to what is completed already is a message without an id: with it, it would look like a job for us.
     """
     if message.kind is not Kind.PEER_AGENT or message.delegation_id is None:
         return message
     record = _find(db, "delegation_id", message.delegation_id)
-    if record is None or record.peer_id != message.peer_id or record.status is DelegationStatus.COMPLETED:
+    if record is None or record.peer_id != message.peer_id:
         return message
+    if record.status is DelegationStatus.COMPLETED:
+        return replace(message, delegation_id=None)
     db.execute("UPDATE delegations SET to_report = 1 WHERE key = ?", (record.key,))
     return replace(message, kind=Kind.DELEGATION_RESULT, outcome=DelegationStatus.COMPLETED.value)
 
@@ -282,6 +284,15 @@ def note_arrival(db: sqlite3.Connection, message: Message, now: float) -> tuple[
     if not message.peer_id:
         message = replace(message, peer_id=record.peer_id)
     return message, is_news or not had_come
+
+
+def note_handled(db: sqlite3.Connection, activity_id: str, now: float) -> None:
+    """An agent is done with the message that had a job's result: the same words are a new job, handle or not."""
+    db.execute(
+        "UPDATE delegations SET handed_at = ? WHERE handed_at IS NULL"
+        " AND delegation_id = (SELECT result_of FROM messages WHERE activity_id = ?)",
+        (now, activity_id),
+    )
 
 
 def _is_news(record: DelegationRecord, told: Told) -> bool:

@@ -334,6 +334,7 @@ class Journal:
                 " lease_key = NULL, lease_until = NULL WHERE activity_id = ? AND state != 'handled'",
                 (now, activity_id),
             )
+            delegations.note_handled(db, activity_id, now)
         return done.rowcount > 0
 
     def find(self, activity_id: str) -> Entry | None:

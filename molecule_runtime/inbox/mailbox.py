@@ -209,6 +209,11 @@ class Mailbox:
             raise MessageUnknown(activity_id=activity_id)
         return entry
 
+    async def brings_a_job(self, activity_id: str) -> bool:
+        """Whether an open message is a job that a peer handed out, and waits for the answer of."""
+        entry = await self._journal.off_loop(self._journal.find, activity_id)
+        return entry is not None and entry.message.kind is Kind.PEER_AGENT and entry.message.delegation_id is not None
+
     async def attachments(self, activity_id: str) -> list[dict[str, Any]]:
         """A message's files as its view shows them; of a handled message only those that were uploaded for it.
 

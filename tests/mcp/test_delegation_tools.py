@@ -171,6 +171,17 @@ async def test_a_call_that_the_host_cancels_is_not_handed_out_twice(front: Host,
     assert (await worker.ok(WAIT, timeout_secs=0)).get("timeout") is True
 
 
+async def test_who_puts_a_job_away_is_told_what_that_means(front: Host, worker: Host) -> None:
+    """A delegator that hears nothing waits for hours; a message of another kind is put away without a word."""
+    handed = await front.ok(DELEGATE_ASYNC, workspace_id=worker.id, task="Add")
+    activity_id = (await worker.take())["activity_id"]
+    first, second = [await worker.ok(POP, activity_id=activity_id) for _ in range(2)]
+    assert (first["removed"], "a job that a peer handed out" in first["note"]) == (True, True)
+    assert (second["removed"], "note" in second) == (False, False)
+    (listed,) = (await front.ok(CHECK))["tasks"]
+    assert (listed["task_id"], listed["handed_out_at"][:2]) == (handed["task_id"], "20")
+
+
 async def test_a_peer_that_is_not_there_is_told_and_gets_the_job_later(
     platform: PlatformProcess, front: Host, tmp_path: Path
 ) -> None:

@@ -61,6 +61,15 @@ def test_a_very_long_text_is_cut_and_said_to_be() -> None:
     assert (len(shown["text"]), shown["text_truncated"]) == (LINE_CODE_POINTS, True)
 
 
+def test_a_line_of_a_job_names_it() -> None:
+    """check_task_status takes this id and has the whole result; other lines have none."""
+    moment, job = "2026-01-01T00:00:00.000000Z", "55555555-5555-4555-8555-555555555555"
+    talk = (Line(Speaker.AGENT, "Count", moment, delegation_id=job), Line(Speaker.PEER, "hm", moment))
+    shown = fit(Page(talk, reached_end=True))["messages"]
+    assert [one.get("delegation_id") for one in shown] == [job, None]
+    assert "delegation_id" not in shown[1]
+
+
 def test_a_page_without_a_line_still_leads_to_the_next() -> None:
     """agent-side 5: rows that are no part of the talk must not be its end."""
     result = fit(Page((), reached_end=False, oldest="2026-01-01T00:00:00.000000Z"))

@@ -83,6 +83,29 @@ async def test_of_all_pairs_of_states_exactly_the_legal_ones_pass(store: Store) 
             assert (before, after, step, new) == (before, after, Step.ILLEGAL, old)
 
 
+@only("sqlite")
+async def test_one_that_nobody_called_is_completed_by_way_of_dispatched(store: Store) -> None:
+    """From every open state an end moves it, with its text; from a final one nothing does (contract 6.5)."""
+
+    def complete(connection: Connection) -> list[tuple[str, Step, str, str | None]]:
+        done = []
+        for before in DelegationStatus:
+            begin(connection, before, before)
+            step = ledger.finish(connection, CALLER, before, DelegationStatus.COMPLETED, LATER, preview="text")
+            row = line(connection, before)
+            done.append((str(before), step, row["status"], row["result_preview"]))
+        return done
+
+    assert await store.write(complete) == [
+        ("queued", Step.MOVED, "completed", "text"),
+        ("dispatched", Step.MOVED, "completed", "text"),
+        ("in_progress", Step.MOVED, "completed", "text"),
+        ("completed", Step.SAME, "completed", "text"),
+        ("failed", Step.ILLEGAL, "failed", None),
+        ("stuck", Step.ILLEGAL, "stuck", None),
+    ]
+
+
 async def test_a_repeat_fills_what_is_empty_and_overwrites_nothing(store: Store) -> None:
     """Without a text it does not even move updated_at (contract 6.5)."""
 

@@ -16,7 +16,9 @@ from molecule_runtime.reference_platform.services.delegations import SweptDelega
 from molecule_runtime.reference_platform.sweeper import DelegationSweeper
 
 from .delegations import Pair, a_pair, answer, beat, delegate, delegated, inbox, ledger_of, rows_of, state
+from .push_agents import closed_port
 from .support import Database, Platform, only, running, until
+from .test_delegation_dispatch import left_uncalled
 from .test_upload_sweeper import asleep, blocked
 
 DEADLINE = 6 * 3600
@@ -131,7 +133,7 @@ async def test_one_that_cannot_be_ended_is_an_error_and_ends_with_the_next_sweep
 async def test_the_loop_sweeps_at_the_start_then_every_five_minutes_and_outlives_its_store(
     config: PlatformConfig, database: Database, clock: ManualClock
 ) -> None:
-    """What fell due while nobody was there ends at once (contract 6.7)."""
+    """What fell due while nobody was there ends at once; what was left uncalled is begun (contract 6.7)."""
     async with running(config, clock) as platform:
         pair = await a_pair(platform)
         before = await delegated(platform, pair.boss, pair.worker)
@@ -151,9 +153,17 @@ async def test_the_loop_sweeps_at_the_start_then_every_five_minutes_and_outlives
             await until(failed)
             await asleep(clock)
         database.sql("ALTER TABLE hidden RENAME TO delegations")
+        unreachable = await platform.create("unreachable")
+        await platform.register(unreachable, delivery_mode="push", url=f"http://localhost:{closed_port()}/a2a")
+        uncalled = await left_uncalled(platform, pair.boss, unreachable)
         clock.advance(300)
         await until(told(platform, pair, 2))
         assert await state(platform, pair.boss, after) == LATE
+
+        async def claimed() -> bool:
+            return (await state(platform, pair.boss, uncalled))[0] == "dispatched"
+
+        await until(claimed)  # by the next round, since no start will find it
 
 
 def told(platform: Platform, pair: Pair, count: int) -> Callable[[], Awaitable[bool]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from starlette.routing import Route, WebSocketRoute
@@ -90,12 +91,26 @@ ROUTES: dict[tuple[str, str], tuple[str, Any]] = {
     ("GET", "/workspaces/{id}/chat-history"): ("workspace", None),
     ("GET", "/workspaces/{id}/activity"): ("workspace", None),
     ("POST", "/workspaces/{id}/activity"): ("workspace", {"activity_type": "agent_log"}),
+    ("POST", "/workspaces/{id}/delegate"): ("workspace", {"target_id": NOBODY, "task": "x"}),
+    ("GET", "/workspaces/{id}/delegations"): ("workspace", None),
+    ("POST", "/workspaces/{id}/delegations/record"): (
+        "workspace",
+        {"target_id": NOBODY, "task": "x", "delegation_id": NOBODY},
+    ),
+    ("GET", "/workspaces/{id}/delegations/{delegation_id}"): ("workspace", None),
+    ("POST", "/workspaces/{id}/delegations/{delegation_id}/update"): ("workspace", {"status": "failed"}),
+    ("POST", "/workspaces/{id}/delegations/{delegation_id}/heartbeat"): ("workspace", None),
     ("GET", "/uploads/limits"): ("nobody", None),
     ("POST", "/workspaces/{id}/chat/uploads"): ("workspace", None),
     ("GET", "/workspaces/{id}/pending-uploads/{file_id}/content"): ("workspace", None),
     ("POST", "/workspaces/{id}/pending-uploads/{file_id}/ack"): ("workspace", None),
 }
 """Every route with its door and a body that it takes. `/ws` has tests of its own (test_ws.py)."""
+
+
+def placed(path: str, workspace_id: str) -> str:
+    """The path with a workspace in it, and nobody's token, file and delegation."""
+    return re.sub(r"\{\w+_id\}", NOBODY, path.replace("{id}", workspace_id))
 
 
 async def knock(platform: Platform, made: Scene, method: str, path: str, key: str, *, at: str) -> Any:
@@ -108,7 +123,7 @@ async def knock(platform: Platform, made: Scene, method: str, path: str, key: st
     _, body = ROUTES[method, path]
     if isinstance(body, dict):
         body = {name: at if value == "OURS" else value for name, value in body.items()}
-    url = path.replace("{id}", target).replace("{token_id}", NOBODY).replace("{file_id}", NOBODY)
+    url = placed(path, target)
     return await platform.http.request(method, url, json=body, headers=headers)
 
 
@@ -156,7 +171,7 @@ async def test_no_route_is_open_to_pages_of_other_origins(platform: Platform) ->
     """The guard stands before every route; a known origin may use each method of it (contract 0.2, 1.8)."""
     made = await scene(platform)
     for method, path in ROUTES:
-        url = path.replace("{id}", made.ours.id).replace("{token_id}", NOBODY).replace("{file_id}", NOBODY)
+        url = placed(path, made.ours.id)
         headers = made.ours.headers | {"Origin": "https://evil.example"}
         refused = await platform.http.request(method, url, json={}, headers=headers)
         assert (refused.status_code, refused.json()) == (403, {"error": "origin not allowed"})

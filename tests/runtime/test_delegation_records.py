@@ -94,6 +94,17 @@ def test_what_is_another_intent(journal: Journal, other: dict[str, Any], key: st
     assert intend(journal, "k2", **other).key == key
 
 
+def test_a_result_that_was_handled_as_a_message_ends_the_intent(journal: Journal) -> None:
+    """Must hold: asked again later is a new job, also when a crash took the handle and the result came by itself."""
+    intend(journal, "k1")
+    journal.delegations.accepted("k1", JOB, now=NOW)
+    arrive(journal, result(1), message(2))
+    journal.handle(message(2).activity_id, now=NOW)
+    assert intend(journal, "k2").key == "k1"
+    journal.handle(result(1).activity_id, now=NOW)
+    assert intend(journal, "k3").key == "k3"
+
+
 def test_a_job_that_was_refused_is_forgotten(journal: Journal) -> None:
     """There is nothing to follow; the same words may be tried again as a new job."""
     intend(journal, "k1")
@@ -237,8 +248,8 @@ def test_a_second_answer_is_an_ordinary_message(journal: Journal) -> None:
     """One completion; a correction is not lost either."""
     handed_out(journal)
     arrive(journal, answer(1), answer(2, "43"))
-    kinds = [entry.message.kind for entry in journal.open_messages(10)]
-    assert kinds == [Kind.DELEGATION_RESULT, Kind.PEER_AGENT]
+    found = [(entry.message.kind, entry.message.delegation_id) for entry in journal.open_messages(10)]
+    assert found == [(Kind.DELEGATION_RESULT, JOB), (Kind.PEER_AGENT, None)]
     assert known(journal) == (COMPLETED, "42", None)
 
 

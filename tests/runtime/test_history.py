@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from datetime import datetime
+from pathlib import Path
 from typing import Any
+
+import httpx
+import pytest
+import respx
 
 from molecule_runtime import history, messages
 from molecule_runtime.history import Page
+from molecule_runtime.reference_platform.config import PlatformConfig
 from molecule_runtime.wire.activity import ActivityReport
-from tests.reference_platform.support import Member, Platform
+from tests.reference_platform.delegations import answer, delegated, update
+from tests.reference_platform.support import BASE_URL, Member, Platform
+from tests.reference_platform.support import running as running_platform
 
-from .support import client_of
+from .rows import row
+from .support import PEER, WORKSPACE, client_of, lone_client
+
+JOB = "55555555-5555-4555-8555-555555555555"
 
 
 def said(page: Page) -> list[tuple[str, str]]:
@@ -74,3 +85,81 @@ async def test_rows_that_are_no_part_of_a_talk_are_passed_over_page_by_page(plat
         assert page.oldest is not None
         older = await history.with_peer(client, peer.id, 2, datetime.fromisoformat(page.oldest))
     assert said(older) == [("agent", "long ago")]
+
+
+async def test_a_job_and_its_result_are_lines_of_the_talk_once_each(platform: Platform, member: Member) -> None:
+    """Contract 6.1: rows of the type delegation; the result's row in the inbox (6.6) names no peer and is not shown."""
+    await platform.register(member)
+    peer, other = await platform.join("peer"), await platform.join("other")
+    async with client_of(platform, member) as ours, client_of(platform, peer) as theirs:
+        job = await delegated(platform, member, peer, "Count the stars 🌟")
+        await messages.send_to_peer(theirs, member.id, "which sky?")
+        await answer(platform, peer, member, job, "9110 世界")
+        lost = await delegated(platform, member, peer, "Count the sand")
+        await update(platform, member, lost, "failed", error="the tide came")
+        open_ = await delegated(platform, member, peer, "Count the waves")
+        await delegated(platform, member, other, "not for the peer")
+        page = await history.with_peer(ours, peer.id, 20)
+        assert said(page) == [
+            ("agent", "Count the stars 🌟"),
+            ("peer", "9110 世界"),
+            ("peer", "which sky?"),
+            ("agent", "Count the sand"),
+            ("system", "the tide came"),
+            ("agent", "Count the waves"),
+        ]
+        assert [line.delegation_id for line in page.lines] == [job, job, None, lost, None, open_]
+        read: list[tuple[str, str]] = []
+        last: Page | None = None
+        while last is None or not last.reached_end:
+            before = datetime.fromisoformat(last.oldest) if last is not None and last.oldest is not None else None
+            last = await history.with_peer(ours, peer.id, 1, before)
+            read = said(last) + read
+        assert read == said(page)
+
+
+async def test_the_talk_of_a_worker_has_the_job_and_its_answer(platform: Platform, member: Member) -> None:
+    """Contract 0.8: the job is the peer's message, the answer what we reported that we said."""
+    await platform.register(member)
+    boss = await platform.join("boss")
+    job = await delegated(platform, boss, member, "Count")
+    async with client_of(platform, member) as ours:
+        await messages.send_to_peer(ours, boss.id, "three", delegation_id=job)
+        await messages.report_sent(ours, boss.id, "three", answer=None)
+        page = await history.with_peer(ours, boss.id, 10)
+    assert [(line.speaker.value, line.text, line.delegation_id) for line in page.lines] == [
+        ("peer", "Count", job),
+        ("agent", "three", None),
+    ]
+
+
+async def test_a_result_that_came_as_a_message_is_one_line_and_a_correction_another(tmp_path: Path) -> None:
+    """Contract 6.6, push off: the answer is an ordinary row and the result's row has the same words."""
+    database = str(tmp_path / "platform.sqlite3")
+    config = PlatformConfig(database=database, port=0, delegation_result_inbox_push=False)
+    async with running_platform(config) as platform:
+        boss, peer = await platform.join("boss"), await platform.join("peer")
+        job = await delegated(platform, boss, peer, "Count")
+        async with client_of(platform, peer) as theirs:
+            await messages.send_to_peer(theirs, boss.id, "one moment")
+        await answer(platform, peer, boss, job, "three")
+        await answer(platform, peer, boss, job, "no, four")
+        async with client_of(platform, boss) as ours:
+            page = await history.with_peer(ours, peer.id, 10)
+    assert said(page) == [("agent", "Count"), ("peer", "one moment"), ("peer", "three"), ("peer", "no, four")]
+
+
+@pytest.mark.parametrize("text", ['{"status": "queued", "delivery_mode": "poll"}', '{"queued": true}', None])
+async def test_a_note_that_a_peer_will_answer_is_not_its_answer(text: str | None, respx_mock: respx.MockRouter) -> None:
+    """Contract 6.1: some platforms close a job with the queued envelope for its text, or say queued."""
+    common = {"activity_type": "delegation", "source_id": WORKSPACE, "target_id": PEER}
+    status = "queued" if text is None else "completed"
+    rows = [
+        row(2, method="delegate_result", status=status, response_body={"text": text, "delegation_id": JOB}, **common),
+        row(1, method="delegate", status=status, request_body={"task": '{"queued": true}'}, **common),
+    ]
+    listed = respx_mock.get(f"{BASE_URL}/workspaces/{WORKSPACE}/activity").mock(httpx.Response(200, json=rows))
+    async with lone_client() as client:
+        page = await history.with_peer(client, PEER, 10)
+    assert said(page) == [("agent", '{"queued": true}')]
+    assert listed.called
