@@ -17,9 +17,7 @@ from molecule_runtime.settings import WAIT_CAP_SECS
 from molecule_runtime.upload_body import UploadProgress
 
 PROGRESS_EVERY_S = 5.0
-NOT_ANSWERED = (
-    "This was a job that a peer handed out: it hears nothing of it, and waits until it counts as failed."
-)
+NOT_ANSWERED = "This was a job that a peer handed out: it hears nothing of it, and waits until it counts as failed."
 MAX_PEEK = 100
 
 
