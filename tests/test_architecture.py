@@ -23,6 +23,8 @@ DOOR = "molecule_runtime.a2a_mcp_server"
 BEHIND_THE_DOOR = ("molecule_mcp.serve", "molecule_mcp.pipe")
 """The one door that goes up, inside main(): to serve, and to the pipe's signals before that. Nothing imports it."""
 PLATFORM = "molecule_runtime.reference_platform"
+PLUGIN = "molecule_runtime.memory_plugin"
+"""The memory plugin stands in the platform's column and uses its machinery; the platform talks to it by HTTP alone."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +60,17 @@ PLACES = {
         "platform",
         f"{PLATFORM}.",
         {
-            1: "config metrics identifiers refusals strict_json",
+            1: "config metrics identifiers refusals strict_json text_search",
             2: "store bus",
             3: "services auth relay",
-            4: "routes sweeper parts middleware rate_limit",
+            4: "routes sweeper parts middleware rate_limit memory_sidecar serving",
             5: "app attach",
         },
+    ),
+    **_places(
+        "platform",
+        f"{PLUGIN}.",
+        {1: "config parent_pipe", 2: "store", 3: "namespaces memories", 4: "requests routes sweeper parts", 5: "app"},
     ),
     **_places(
         "agent",
@@ -74,6 +81,7 @@ PLACES = {
     "molecule_runtime": Place(0, "floor"),
     "molecule_mcp": Place(0, "floor"),
     PLATFORM: Place(0, "platform"),
+    PLUGIN: Place(0, "platform"),
 }
 """A module has the place of its longest known prefix: `inbox.journal` that of `inbox`."""
 
@@ -133,7 +141,7 @@ def place_of(module: str) -> Place | None:
     parts = module.split(".")
     for length in range(len(parts), 0, -1):
         prefix = ".".join(parts[:length])
-        if prefix in PLACES and (length == len(parts) or prefix not in (*PACKAGES, PLATFORM)):
+        if prefix in PLACES and (length == len(parts) or prefix not in (*PACKAGES, PLATFORM, PLUGIN)):
             return PLACES[prefix]
     return None
 
@@ -163,6 +171,8 @@ def reason_against(one: Import) -> str | None:
             return None
         is_open = one.imported in BEHIND_THE_DOOR and one.scope == "main"
         return None if is_open else "the door opens inside main() to serve only"
+    if _within(PLUGIN, one.imported) and _within(PLATFORM, one.importer):
+        return "the platform talks to the plugin by HTTP alone"
     if _is_platform(one.imported) and not _is_platform(one.importer):
         return None if one.importer.startswith("molecule_mcp.cli") else "only molecule_mcp.cli knows the platform"
     if _is_platform(one.importer) and imported.column != "floor" and not _is_platform(one.imported):
@@ -175,7 +185,11 @@ def reason_against(one: Import) -> str | None:
 
 
 def _is_platform(module: str) -> bool:
-    return module == PLATFORM or module.startswith(f"{PLATFORM}.")
+    return _within(PLATFORM, module) or _within(PLUGIN, module)
+
+
+def _within(package: str, module: str) -> bool:
+    return module == package or module.startswith(f"{package}.")
 
 
 def test_every_import_goes_down() -> None:
@@ -238,6 +252,21 @@ PLANTED = {
     ),
     "platform to agent": (
         "molecule_runtime/reference_platform/app.py",
+        "from molecule_runtime.settings import environment\n",
+        "the two columns never import each other",
+    ),
+    "platform to plugin": (
+        "molecule_runtime/reference_platform/app.py",
+        "from molecule_runtime.memory_plugin.config import PluginConfig\n",
+        "the platform talks to the plugin by HTTP alone",
+    ),
+    "agent to plugin": (
+        "molecule_runtime/runtime.py",
+        "from molecule_runtime.memory_plugin.config import PluginConfig\n",
+        "only molecule_mcp.cli knows the platform",
+    ),
+    "plugin to agent": (
+        "molecule_runtime/memory_plugin/app.py",
         "from molecule_runtime.settings import environment\n",
         "the two columns never import each other",
     ),

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from molecule_mcp.cli import _output, chat, demo, platform, presence, send, status
+from molecule_mcp.cli import _output, chat, demo, memory_plugin, platform, presence, send, status
 from molecule_runtime import __version__
 from molecule_runtime.errors import MoleculeError, outcome
 
@@ -50,6 +50,7 @@ app.command("status")(status.status)
 app.command("send")(send.send)
 app.command("chat")(chat.chat)
 app.command("platform")(platform.platform)
+app.command("memory-plugin")(memory_plugin.memory_plugin)
 app.command("demo")(demo.demo)
 
 

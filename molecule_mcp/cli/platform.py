@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from molecule_mcp.cli import _output
+from molecule_mcp.cli._directories import make_private
 from molecule_runtime.errors import Problem, SettingsError
 
 if TYPE_CHECKING:
@@ -32,6 +33,14 @@ def platform(
     workspace: Annotated[
         str | None, typer.Option(help="Create or reuse a workspace of this name and print its settings.")
     ] = None,
+    memory: Annotated[
+        bool,
+        typer.Option(
+            "--memory",
+            help="Run a memory plugin beside it: on a free port unless MEMORY_PLUGIN_LISTEN_ADDR names one, with "
+            "<db>.memory.sqlite3 unless there is a MEMORY_PLUGIN_DATABASE_URL.",
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line once it answers.")] = False,
 ) -> None:
     """Run the bundled reference platform."""
@@ -40,7 +49,9 @@ def platform(
         from molecule_runtime.settings import environment
     except ModuleNotFoundError as missing:
         raise typer.Exit(_output.missing_extra("platform", missing.name)) from None
-    config = PlatformConfig.from_env(environment(), host=host, port=port, database=_database(db))
+    config = PlatformConfig.from_env(environment(), host=host, port=port, database=_database(db), memory=memory)
+    if memory and config.memory_sidecar is None and not config.memory_plugin_url:
+        _output.complain("--memory: MEMORY_PLUGIN_DISABLE=1 forbids it, so there is no memory plugin.")
     raise typer.Exit(_run(config, workspace, as_json=as_json))
 
 
@@ -52,6 +63,7 @@ def _run(config: PlatformConfig, workspace: str | None, *, as_json: bool) -> int
 
         from molecule_runtime.reference_platform.app import serve
         from molecule_runtime.reference_platform.attach import attach
+        from molecule_runtime.reference_platform.memory_sidecar import SidecarFailed
         from molecule_runtime.reference_platform.refusals import Refusal
         from molecule_runtime.reference_platform.store.engine import StoreError, shown
     except ModuleNotFoundError as missing:
@@ -77,6 +89,9 @@ def _run(config: PlatformConfig, workspace: str | None, *, as_json: bool) -> int
         _output.complain(
             f"The database {shown(config.database_url)} cannot be used: {error.reason}. Check the path or URL of --db."
         )
+        return 5
+    except SidecarFailed as failure:
+        _output.complain(f"The memory plugin did not start: {failure}. What it said itself stands above, if anything.")
         return 5
     except KeyboardInterrupt:
         return 130
@@ -119,12 +134,5 @@ def _database(given: str) -> str:
         return given
     path = Path(given).expanduser().absolute()
     if path == DEFAULT_DATABASE.expanduser():
-        _make_private(path.parent)
+        make_private(path.parent)
     return str(path)
-
-
-def _make_private(directory: Path) -> None:
-    """Make what is missing of the path for its owner alone; mkdir(parents=True) would leave parents to the umask."""
-    missing = [part for part in (directory, *directory.parents) if not part.exists()]
-    for part in reversed(missing):
-        part.mkdir(mode=0o700, exist_ok=True)

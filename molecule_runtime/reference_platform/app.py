@@ -11,13 +11,10 @@ the calls of delegations.
 from __future__ import annotations
 
 import asyncio
-import logging
-import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import anyio
-import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -27,7 +24,6 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute
 
 from molecule_runtime.clock import Clock, SystemClock
-from molecule_runtime.errors import Problem, SettingsError
 from molecule_runtime.reference_platform.config import PlatformConfig
 from molecule_runtime.reference_platform.middleware import (
     CountRequests,
@@ -42,6 +38,8 @@ from molecule_runtime.reference_platform.routes import (
     activity,
     delegations,
     health,
+    mcp,
+    memories,
     messages,
     registry,
     tokens,
@@ -49,9 +47,8 @@ from molecule_runtime.reference_platform.routes import (
     workspaces,
     ws,
 )
+from molecule_runtime.reference_platform.serving import serve_app
 
-KEEP_ALIVE_S = 75
-"""Idle seconds before a connection is closed: longer than three beats of 20 s, so that agents keep theirs."""
 CORS_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 CORS_HEADERS = ("Origin", "Content-Type", "X-Workspace-ID", "Authorization")
 SHUTDOWN_S = 5
@@ -82,6 +79,8 @@ def _routes() -> list[BaseRoute]:
         *activity.routes(),
         *delegations.routes(),
         *uploads.routes(),
+        *memories.routes(),
+        *mcp.routes(),
         *ws.routes(),
     ]
 
@@ -119,6 +118,8 @@ async def _lifespan(app: Starlette) -> AsyncIterator[None]:
                     task.cancel()
                 await asyncio.wait(running)
     finally:
+        await parts.memory_sidecar.stop()
+        await parts.memory_plugin.close()
         with anyio.move_on_after(CLOSE_S):  # a database that does not answer must not hold up the end
             await parts.store.close()
 
@@ -143,76 +144,16 @@ async def serve(config: PlatformConfig, *, on_ready: Callable[[str], None], cloc
     Raises:
         SettingsError: the address cannot be bound.
         StoreError: the database cannot be opened or migrated.
+        SidecarFailed: the memory plugin that was asked for does not come up.
     """
     app = create_app(config, clock=clock)
-    listener = _bind(config.host, config.port)
-    with listener:
-        # Before the server starts, so that a bad database is raised here instead of being lost in the server's log.
-        await app.state.parts.store.migrate()
-        url = _url(config.host, listener.getsockname()[1])
-        server = _Server(
-            uvicorn.Config(
-                app,
-                lifespan="on",
-                http="httptools",
-                ws="websockets-sansio",
-                proxy_headers=False,  # the rate limit counts remote addresses, not what a header claims
-                access_log=False,
-                log_config=None,
-                log_level=logging.WARNING,
-                timeout_keep_alive=KEEP_ALIVE_S,
-                headers=[("Keep-Alive", f"timeout={KEEP_ALIVE_S}")],  # agents believe it: one connection for all beats
-                timeout_graceful_shutdown=SHUTDOWN_S,
-            ),
-            on_ready=lambda: on_ready(url),
+    async with app.state.parts.memory_sidecar.running():
+        await serve_app(
+            app,
+            name="the platform",
+            host=config.host,
+            port=config.port,
+            prepare=app.state.parts.store.migrate,
+            on_ready=on_ready,
+            shutdown_s=SHUTDOWN_S,
         )
-        await _until_done(server, listener)
-
-
-async def _until_done(server: uvicorn.Server, listener: socket.socket) -> None:
-    """Serve; when cancelled, let the server finish as it would after a signal."""
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
-    try:
-        await asyncio.shield(serving)
-    except asyncio.CancelledError:
-        server.should_exit = True
-        with anyio.CancelScope(shield=True):
-            await serving
-        raise
-
-
-class _Server(uvicorn.Server):
-    """A uvicorn server that says when it answers."""
-
-    def __init__(self, config: uvicorn.Config, *, on_ready: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._on_ready = on_ready
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self.started:
-            self._on_ready()
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    bare = host.removeprefix("[").removesuffix("]")
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(bare, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-        except OSError:
-            listener.close()
-            raise
-    except OSError as error:
-        summary = f"the platform cannot listen on {host}:{port}: {error.strerror or error}"
-        fix = "Stop what uses that address, or choose another port (0 lets the system choose)."
-        raise SettingsError((Problem(id="address_unavailable", summary=summary, fix=fix),)) from error
-    listener.setblocking(False)
-    return listener
-
-
-def _url(host: str, port: int) -> str:
-    bare = host.removeprefix("[").removesuffix("]")
-    return f"http://[{bare}]:{port}" if ":" in bare else f"http://{bare}:{port}"

@@ -9,9 +9,11 @@ from __future__ import annotations
 import ipaddress
 import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from molecule_runtime.errors import Problem, SettingsError
 from molecule_runtime.wire.uploads import MAX_FILE_BYTES, MAX_REQUEST_BYTES
@@ -31,6 +33,8 @@ PENDING_UPLOADS_SWEEP_S = 300.0
 DELEGATION_SWEEPER_INTERVAL_S = 300.0
 DELEGATION_STUCK_THRESHOLD_S = 600.0
 """Silence of a worker that had sent heartbeats, after which its delegation is stuck (contract 6.7)."""
+MEMORY_PLUGIN_TIMEOUT_S = 2.0
+"""How long a call of the memory plugin may take (contract 7.4)."""
 LONGEST_RETENTION_DAYS = 36_500.0
 """A century stands for "never" and still makes a date."""
 CORS_ORIGINS = ("http://localhost:3000", "http://localhost:3001")
@@ -39,6 +43,21 @@ PRODUCTION = "production"
 DEVELOPMENT_NAMES = frozenset({"development", "dev"})
 OFF = frozenset({"0", "false", "no", "off"})
 """What switches off what is on by default."""
+MEMORY_PLUGIN_LISTEN_ADDR = "127.0.0.1:9100"
+"""Where a memory plugin is expected (contract 7.5)."""
+ANY_PORT = "127.0.0.1:0"
+
+
+@dataclass(frozen=True)
+class SidecarConfig:
+    """How to start a memory plugin of our own: its address, its SQLite file, its environment.
+
+    `database` "" means that the environment has a MEMORY_PLUGIN_DATABASE_URL; None that there is no database for it.
+    """
+
+    listen_addr: str
+    database: str | None
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)
@@ -71,6 +90,10 @@ class PlatformConfig:
     delegation_result_inbox_push: bool = True
     delegation_sweeper_interval_s: float = DELEGATION_SWEEPER_INTERVAL_S
     delegation_stuck_threshold_s: float = DELEGATION_STUCK_THRESHOLD_S
+    memory_plugin_url: str = field(default="", repr=False)
+    memory_plugin_timeout_s: float = MEMORY_PLUGIN_TIMEOUT_S
+    memory_sidecar: SidecarConfig | None = None
+    mcp_allow_send_message: bool = False
 
     def __post_init__(self) -> None:
         if not is_loopback(self.host) and not self.admin_token:
@@ -86,14 +109,17 @@ class PlatformConfig:
 
     @classmethod
     def from_env(
-        cls, env: Mapping[str, str] | None = None, *, host: str, port: int, database: str | Path
+        cls, env: Mapping[str, str] | None = None, *, host: str, port: int, database: str | Path, memory: bool = False
     ) -> PlatformConfig:
         """Read the configuration from `env` (the process environment when None).
 
+        `memory` asks for a memory plugin whatever the environment says, save for MEMORY_PLUGIN_DISABLE.
+
         Raises:
-            SettingsError: `host` is not loopback and ADMIN_TOKEN is not set.
+            SettingsError: `host` is not loopback and ADMIN_TOKEN is not set; MEMORY_PLUGIN_URL is no address.
         """
         values = os.environ if env is None else env
+        memory_plugin_url = _plugin_url(values.get("MEMORY_PLUGIN_URL"))
         return cls(
             host=host,
             port=port,
@@ -131,6 +157,10 @@ class PlatformConfig:
                 _positive(values.get("DELEGATION_STUCK_THRESHOLD_S"), DELEGATION_STUCK_THRESHOLD_S),
                 LONGEST_RETENTION_DAYS * 86_400,
             ),
+            memory_plugin_url=memory_plugin_url,
+            memory_plugin_timeout_s=_go_duration_s(values.get("MEMORY_PLUGIN_TIMEOUT"), MEMORY_PLUGIN_TIMEOUT_S),
+            memory_sidecar=_sidecar(values, memory_plugin_url, str(database), asked=memory),
+            mcp_allow_send_message=values.get("MOLECULE_MCP_ALLOW_SEND_MESSAGE", "").strip().lower() == "true",
         )
 
     @property
@@ -169,6 +199,61 @@ def _positive(text: str | None, default: float) -> float:
     except ValueError:
         return default
     return value if math.isfinite(value) and value > 0 else default
+
+
+_GO_UNITS_S = {"ns": 1e-9, "us": 1e-6, "\u00b5s": 1e-6, "\u03bcs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_GO_PART = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|\u00b5s|\u03bcs|ms|s|m|h)", re.ASCII)
+
+
+def _go_duration_s(text: str | None, default: float) -> float:
+    """Seconds of a duration as Go writes it, such as 1m30s or 500ms; a bad one is the default like every number."""
+    bare = (text or "").strip().removeprefix("+")
+    parts = _GO_PART.findall(bare)
+    if "".join(number + unit for number, unit in parts) != bare:
+        return default
+    return sum(float(number) * _GO_UNITS_S[unit] for number, unit in parts) or default
+
+
+def _plugin_url(text: str | None) -> str:
+    """The plugin's address without a slash at its end.
+
+    Raises:
+        SettingsError: it is no address.
+    """
+    bare = (text or "").strip().rstrip("/")
+    try:
+        parts = urlsplit(bare)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        usable = False
+    if bare and not usable:
+        fix = "Write an address such as http://127.0.0.1:9100, or unset it."
+        raise SettingsError((Problem("memory_plugin_url", "MEMORY_PLUGIN_URL is not an http address", fix),))
+    return bare
+
+
+def _sidecar(values: Mapping[str, str], url: str, database: str, *, asked: bool) -> SidecarConfig | None:
+    """Whether, where and on what the platform runs a plugin of its own (contract 7.5).
+
+    It does when it is asked to, after the cut-over, or when the plugin's address is one where it can serve itself; if
+    somebody serves there already, that one is used. A plugin on another machine or behind TLS is never started.
+    """
+    cutover = values.get("MEMORY_V2_CUTOVER", "").strip().lower() == "true"
+    if values.get("MEMORY_PLUGIN_DISABLE", "").strip() == "1" or not (asked or cutover or url):
+        return None
+    there = urlsplit(url)
+    if url and not (there.scheme == "http" and is_loopback(there.hostname or "") and not there.path):
+        return None
+    default = MEMORY_PLUGIN_LISTEN_ADDR if cutover and not asked else ANY_PORT
+    if url:
+        default = there.netloc.rpartition("@")[2] if there.port else f"{there.netloc.rpartition('@')[2]}:80"
+    is_file = "://" not in database
+    own = f"{database}.memory.sqlite3" if is_file else None
+    return SidecarConfig(
+        listen_addr=values.get("MEMORY_PLUGIN_LISTEN_ADDR", "").strip() or default,
+        database="" if values.get("MEMORY_PLUGIN_DATABASE_URL", "").strip() else own,
+        environment={name: value for name, value in values.items() if name != "ADMIN_TOKEN"},
+    )
 
 
 def _switched_on(text: str | None) -> bool:

@@ -5,6 +5,7 @@ Written as plain ASGI, so that WebSockets pass the same guard and bodies are nev
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 from urllib.parse import urlsplit
 
@@ -29,6 +30,7 @@ SECURITY_HEADERS = {
     "base-uri 'none'; object-src 'none'",
 }
 """Set on every response (contract 1.8)."""
+INTERNAL_ERROR: Mapping[str, str] = {"error": "internal error"}
 _RAW_SECURITY_HEADERS = [(name.lower().encode(), value.encode()) for name, value in SECURITY_HEADERS.items()]
 
 log = structlog.get_logger(__name__)
@@ -154,8 +156,9 @@ def _origin(url: str) -> str:
 class LastResort:
     """Turns a bug into a logged traceback and a plain 500; inside the other layers, so that it gets their headers."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, *, body: Mapping[str, str] = INTERNAL_ERROR) -> None:
         self._app = app
+        self._body = body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -174,4 +177,4 @@ class LastResort:
             log.exception("request.failed", endpoint=f"{scope['method']} {_pattern(scope.get('route'))}")
             if started:
                 raise  # half an answer is out; only closing the connection tells the client
-            await JSONResponse({"error": "internal error"}, status_code=500)(scope, receive, send)
+            await JSONResponse(self._body, status_code=500)(scope, receive, send)

@@ -11,7 +11,9 @@ from molecule_runtime.clock import Clock
 from molecule_runtime.reference_platform.auth import Auth
 from molecule_runtime.reference_platform.bus import EventBus
 from molecule_runtime.reference_platform.config import PlatformConfig
+from molecule_runtime.reference_platform.memory_sidecar import MemorySidecar
 from molecule_runtime.reference_platform.metrics import Metrics
+from molecule_runtime.reference_platform.rate_limit import FixedWindow
 from molecule_runtime.reference_platform.relay import Relay
 from molecule_runtime.reference_platform.services.activity import ActivityLog
 from molecule_runtime.reference_platform.services.chat_history import ChatHistories
@@ -21,9 +23,12 @@ from molecule_runtime.reference_platform.services.delegations import Delegations
 from molecule_runtime.reference_platform.services.discovery import Discovery
 from molecule_runtime.reference_platform.services.forwarding import Forwarder
 from molecule_runtime.reference_platform.services.heartbeats import Heartbeats
+from molecule_runtime.reference_platform.services.memories import Memories
+from molecule_runtime.reference_platform.services.memory_plugin import MemoryPlugin
 from molecule_runtime.reference_platform.services.messages import AgentMessageWriter, Inbound
 from molecule_runtime.reference_platform.services.peers import Peers
 from molecule_runtime.reference_platform.services.pending_uploads import PendingUploads, UploadTables
+from molecule_runtime.reference_platform.services.plugin_memories import PluginMemories
 from molecule_runtime.reference_platform.services.presence import Presence
 from molecule_runtime.reference_platform.services.push import PushAgents
 from molecule_runtime.reference_platform.services.tokens import Tokens
@@ -33,6 +38,9 @@ from molecule_runtime.reference_platform.services.workspace_edits import Workspa
 from molecule_runtime.reference_platform.services.workspaces import Workspaces
 from molecule_runtime.reference_platform.store.engine import Store
 from molecule_runtime.reference_platform.sweeper import DelegationSweeper, Sweeper, UploadSweeper
+
+MCP_LIMIT = 120
+"""Requests of the MCP bridge a minute by one bearer, where requests are limited at all (contract 1.7)."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +70,11 @@ class Parts:
     pending_uploads: PendingUploads
     uploads: ChatUploads
     upload_forwarder: UploadForwarder
+    memory_plugin: MemoryPlugin
+    memory_sidecar: MemorySidecar
+    plugin_memories: PluginMemories
+    memories: Memories
+    mcp_window: FixedWindow | None
     sweeper: Sweeper
     upload_sweeper: UploadSweeper
     delegation_sweeper: DelegationSweeper
@@ -83,6 +96,8 @@ def build_parts(config: PlatformConfig, clock: Clock) -> Parts:
     dispatcher = DelegationDispatcher(store, bus, records, forwarder, clock)
     delegations = Delegations(store, bus, records, dispatcher, clock)
     pending_uploads = UploadTables(store, clock, ttl=timedelta(seconds=config.pending_uploads_ttl_s))
+    memory_plugin = MemoryPlugin(config.memory_plugin_url, clock, timeout_s=config.memory_plugin_timeout_s)
+    plugin_memories = PluginMemories(store, memory_plugin, clock)
     presence = Presence(store, bus, clock, stale_after_s=config.stale_after_s)
     return Parts(
         config=config,
@@ -108,6 +123,11 @@ def build_parts(config: PlatformConfig, clock: Clock) -> Parts:
         pending_uploads=pending_uploads,
         uploads=ChatUploads(store, pending_uploads, activity, clock),
         upload_forwarder=UploadForwarder(store, agents),
+        memory_plugin=memory_plugin,
+        memory_sidecar=MemorySidecar(config.memory_sidecar, memory_plugin, clock),
+        plugin_memories=plugin_memories,
+        memories=Memories(store, plugin_memories, clock),
+        mcp_window=FixedWindow(MCP_LIMIT, clock) if config.rate_limit else None,
         sweeper=Sweeper(
             presence,
             tokens,

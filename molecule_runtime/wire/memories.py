@@ -35,6 +35,13 @@ class NamespaceKind(StrEnum):
     CUSTOM = "custom"
 
 
+class MemoryAudit(StrEnum):
+    """The `method` of an activity row that holds the SHA-256 of what everybody can read (contract 7.1)."""
+
+    WRITE_GLOBAL = "memory_write_global"
+    EDIT_GLOBAL = "memory_edit_global"
+
+
 # v1
 
 

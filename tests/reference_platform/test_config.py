@@ -37,6 +37,10 @@ def test_defaults_of_an_empty_environment() -> None:
         delegation_result_inbox_push=True,
         delegation_sweeper_interval_s=300.0,
         delegation_stuck_threshold_s=600.0,
+        memory_plugin_url="",
+        memory_plugin_timeout_s=2.0,
+        memory_sidecar=None,
+        mcp_allow_send_message=False,
     )
 
 
@@ -63,6 +67,9 @@ def test_every_variable_is_read() -> None:
             "DELEGATION_RESULT_INBOX_PUSH": " Off ",
             "DELEGATION_SWEEPER_INTERVAL_S": "1",
             "DELEGATION_STUCK_THRESHOLD_S": "2",
+            "MEMORY_PLUGIN_URL": "http://memory.example:9100/",
+            "MEMORY_PLUGIN_TIMEOUT": "5s",
+            "MOLECULE_MCP_ALLOW_SEND_MESSAGE": "true",
         }
     )
     assert (config.admin_token, config.environment) == ("secret", "production")
@@ -75,7 +82,19 @@ def test_every_variable_is_read() -> None:
     assert config.pending_uploads_sweep_s == 0.5
     assert (config.delegation_ledger_write, config.delegation_result_inbox_push) == (False, False)
     assert (config.delegation_sweeper_interval_s, config.delegation_stuck_threshold_s) == (1.0, 2.0)
+    assert (config.memory_plugin_url, config.memory_plugin_timeout_s) == ("http://memory.example:9100", 5.0)
+    assert config.mcp_allow_send_message is True
     assert "secret" not in repr(config)
+
+
+@pytest.mark.parametrize("url", ["memory:9100", "ftp://memory", "http://:91", "http://m:x", "http://m:99999"])
+def test_a_memory_plugin_at_no_address_is_refused(url: str) -> None:
+    """It names the variable and does not repeat the value, which may hold a password (ours)."""
+    with pytest.raises(SettingsError) as refusal:
+        read({"MEMORY_PLUGIN_URL": url})
+    (problem,) = refusal.value.problems
+    assert problem.id == "memory_plugin_url"
+    assert url not in problem.summary + problem.fix
 
 
 @pytest.mark.parametrize("value", ["", "soon", "0", "-3", "nan", "inf"])

@@ -7,6 +7,8 @@ from typing import Any
 
 from starlette.routing import Route, WebSocketRoute
 
+from molecule_runtime.reference_platform.services.plugin_memories import NOT_CONFIGURED
+
 from .support import ADMIN, CARD, NOBODY, Platform, canvas_message
 from .test_auth import (
     ADMIN_INVALID,
@@ -100,6 +102,14 @@ ROUTES: dict[tuple[str, str], tuple[str, Any]] = {
     ("GET", "/workspaces/{id}/delegations/{delegation_id}"): ("workspace", None),
     ("POST", "/workspaces/{id}/delegations/{delegation_id}/update"): ("workspace", {"status": "failed"}),
     ("POST", "/workspaces/{id}/delegations/{delegation_id}/heartbeat"): ("workspace", None),
+    ("POST", "/workspaces/{id}/memories"): ("workspace", {"content": "x", "scope": "LOCAL"}),
+    ("GET", "/workspaces/{id}/memories"): ("workspace", None),
+    ("PATCH", "/workspaces/{id}/memories/{memory_id}"): ("workspace", {"content": "x"}),
+    ("DELETE", "/workspaces/{id}/memories/{memory_id}"): ("workspace", None),
+    ("GET", "/workspaces/{id}/v2/namespaces"): ("workspace", None),
+    ("GET", "/workspaces/{id}/v2/memories"): ("workspace", None),
+    ("DELETE", "/workspaces/{id}/v2/memories/{memory_id:path}"): ("workspace", None),
+    ("POST", "/workspaces/{id}/mcp"): ("workspace", {"jsonrpc": "2.0", "id": 1, "method": "initialize"}),
     ("GET", "/uploads/limits"): ("nobody", None),
     ("POST", "/workspaces/{id}/chat/uploads"): ("workspace", None),
     ("GET", "/workspaces/{id}/pending-uploads/{file_id}/content"): ("workspace", None),
@@ -149,7 +159,8 @@ async def test_every_door_with_every_key(platform: Platform, locked: Platform, p
         for (method, path), (door, _body) in ROUTES.items():
             for key in KEYS:
                 reply = await knock(running, made, method, path, key, at=made.ours.id)
-                assert reply.status_code < 500, (mode, method, path, key, reply.text)
+                # Behind the doors of v2 there is no memory plugin here.
+                assert reply.status_code < 500 or NOT_CONFIGURED in reply.text, (mode, method, path, key, reply.text)
                 told[mode, method, path, key] = outcome(reply)
                 expected[mode, method, path, key] = DOORS[door][mode][key]
     assert {key: error for key, error in told.items() if error != expected[key]} == {}

@@ -17,6 +17,7 @@ WORKSPACE = "11111111-1111-4111-8111-111111111111"
 PEER = "22222222-2222-4222-8222-222222222222"
 TOKEN = "77777777-7777-4777-8777-777777777777"
 FILE = "44444444-4444-4444-8444-444444444444"
+MEMORY = "88888888-8888-4888-8888-888888888888"
 DELEGATION = "55555555-5555-4555-8555-555555555555"
 
 
@@ -25,7 +26,7 @@ def exchanges() -> list[Any]:
     found = []
     for path in sorted(GOLDEN.glob("*.json")):
         document = json.loads(path.read_text())
-        if document.get("client_only") or document.get("push_agent"):
+        if document.get("client_only") or document.get("push_agent") or document.get("needs_plugin"):
             continue
         found += [
             pytest.param(path.stem, document, exchange, id=f"{path.stem}: {exchange['name']}")
@@ -108,6 +109,9 @@ async def prepare(
     if file.startswith("delegat") and exchange["name"] not in ("none", "accepted", "recorded"):
         delegator, worker = (peer, ours) if file == "delegation_heartbeat" else (ours, peer)
         await a_delegation(platform, database, delegator, worker, exchange["name"])
+    if file.endswith(("_memory", "_memories")) and exchange["name"] not in ("local", "with an id of the writer (ours)"):
+        memory = {"content": "部署在星期五", "scope": "LOCAL", "id": MEMORY}
+        await platform.http.post(f"/workspaces/{ours.id}/memories", json=memory, headers=ours.headers)
     if file == "get_removed_workspace":
         await platform.http.delete(f"/workspaces/{ours.id}")
     if file == "discover" and exchange["name"].startswith("pushed peer"):

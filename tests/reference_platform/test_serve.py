@@ -18,8 +18,9 @@ import httpx
 import pytest
 
 from molecule_runtime.errors import SettingsError
-from molecule_runtime.reference_platform.app import KEEP_ALIVE_S, serve
+from molecule_runtime.reference_platform.app import serve
 from molecule_runtime.reference_platform.config import PlatformConfig
+from molecule_runtime.reference_platform.serving import KEEP_ALIVE_S
 from molecule_runtime.reference_platform.store.engine import StoreError
 from tests.support.postgres import ACCOUNT, Cluster
 
@@ -29,7 +30,7 @@ GONE_S = 15.0
 """SHUTDOWN_S for requests, LEAVE_S for the relay, CLOSE_S for the store, and a little."""
 PROGRAM = """
 import asyncio, sys
-from molecule_runtime.reference_platform.app import KEEP_ALIVE_S, serve
+from molecule_runtime.reference_platform.app import serve
 from molecule_runtime.reference_platform.config import PlatformConfig
 asyncio.run(serve(PlatformConfig(port=0, database=sys.argv[1]), on_ready=lambda url: print(url, flush=True)))
 """

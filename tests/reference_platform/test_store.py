@@ -21,7 +21,7 @@ from molecule_runtime.reference_platform.store.tables import metadata, workspace
 
 from .support import Database, PostgresDatabase, SqliteFile, only, running, until
 
-NEWEST = [("0004",)]
+NEWEST = [("0005",)]
 INSERT = (
     "INSERT INTO workspaces (id, name, tier, status, runtime, delivery_mode, url, active_tasks, "
     "max_concurrent_tasks, last_error_rate, last_sample_error, uptime_seconds, current_task, monthly_spend, x, y, "
@@ -58,7 +58,9 @@ def schema(database: Database) -> list[tuple[str, ...]]:
 
 def tables(database: Database) -> set[str]:
     if database.kind == "sqlite":
-        rows = database.sql("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'")
+        rows = database.sql(  # a full text index brings tables of its own, which are none of ours
+            "SELECT name FROM pragma_table_list WHERE type != 'shadow' AND schema = 'main' AND name NOT LIKE 'sqlite_%'"
+        )
     else:
         rows = database.sql("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
     return {name for (name,) in rows}
@@ -84,8 +86,14 @@ async def test_a_fresh_database_is_migrated_and_a_second_start_changes_nothing(
 async def test_migrations_and_tables_say_the_same(store: Store) -> None:
     """Alembic finds no difference between the live schema and the tables in code (ours)."""
 
+    def comparable(_item: object, name: str | None, kind: str, *_: object) -> bool:
+        # On SQLite the terms are in a virtual table, of which Alembic sees neither types nor keys.
+        virtual = kind == "table" and (name or "").startswith("agent_memory_terms")
+        return not virtual or store.url.get_backend_name() != "sqlite"
+
     def differences(connection: Connection) -> list[object]:
-        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        opts = {"compare_type": True, "include_object": comparable}
+        context = MigrationContext.configure(connection, opts=opts)
         return list(compare_metadata(context, metadata))
 
     assert await store.read(differences) == []

@@ -48,6 +48,7 @@ def clean_env(**extra: str) -> dict[str, str]:
         "UPLOAD_",
         "PENDING_UPLOADS_",
         "DELEGATION_",
+        "MEMORY_",
     )
     proxies = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
     kept = {k: v for k, v in os.environ.items() if not k.startswith(ours) and k.upper() not in proxies}

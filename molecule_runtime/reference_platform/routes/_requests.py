@@ -88,7 +88,7 @@ def rfc3339_param(request: Request, name: str) -> datetime | None:
     text = request.query_params.get(name)
     if not text:
         return None
-    moment = _parse_rfc3339(text)
+    moment = parse_rfc3339(text)
     if moment is None:
         raise Refusal(400, f"{name} must be an RFC3339 timestamp (e.g. 2026-05-05T10:00:00Z)")
     return moment
@@ -122,7 +122,8 @@ def store_failure(status: int, error: str) -> Iterator[None]:
         raise Refusal(status, error) from None
 
 
-def _parse_rfc3339(text: str) -> datetime | None:
+def parse_rfc3339(text: str) -> datetime | None:
+    """An aware UTC instant; digits beyond microseconds are cut. None when it is no RFC3339 timestamp."""
     match = _RFC3339.fullmatch(text)
     if match is None:
         return None

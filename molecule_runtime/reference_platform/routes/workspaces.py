@@ -128,6 +128,7 @@ async def _remove(request: Request) -> Response:
             done = await parts.workspaces.remove(workspace_id, confirmed=flag_param(request, "confirm"), purge=purge)
     except HasChildren as blocked:
         return _confirmation_required(blocked)
+    await parts.plugin_memories.purge(done.purged)
     status = "purged" if purge else "removed"
     return JSONResponse({"status": status, "cascade_deleted": len(done.descendants)})
 

@@ -53,7 +53,7 @@ def _role(row: RowMapping) -> str:
 
 def related(connection: Connection, one: str, other: str) -> bool:
     """The rule of contract 2.9 inside the caller's transaction; an unknown workspace is related to nobody."""
-    first, second = _lineage(connection, one), _lineage(connection, other)
+    first, second = lineage(connection, one), lineage(connection, other)
     if not first or not second:
         return False
     if one in second or other in first:
@@ -65,7 +65,7 @@ def _parent(lineage: list[str]) -> str | None:
     return lineage[1] if len(lineage) > 1 else None
 
 
-def _lineage(connection: Connection, workspace_id: str) -> list[str]:
+def lineage(connection: Connection, workspace_id: str) -> list[str]:
     """The workspace and its ancestors, nearest first; empty when it is unknown."""
     chain: list[str] = []
     current: str | None = workspace_id

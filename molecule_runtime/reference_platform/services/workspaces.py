@@ -20,7 +20,14 @@ from molecule_runtime.reference_platform.services import tokens
 from molecule_runtime.reference_platform.services.presence import EXTERNAL
 from molecule_runtime.reference_platform.services.push_urls import check_push_url
 from molecule_runtime.reference_platform.store.engine import Store
-from molecule_runtime.reference_platform.store.tables import activity_logs, delegations, workspace_tokens, workspaces
+from molecule_runtime.reference_platform.store.tables import (
+    activity_logs,
+    agent_memories,
+    delegations,
+    memory_commits,
+    workspace_tokens,
+    workspaces,
+)
 from molecule_runtime.wire.events import EventName
 from molecule_runtime.wire.registry import DeliveryMode, WorkspaceStatus
 from molecule_runtime.wire.workspaces import CreateWorkspaceRequest
@@ -48,10 +55,14 @@ class Created:
 
 @dataclass(frozen=True)
 class Removal:
-    """What a DELETE did: the descendants that went with the root, and whether the root was there at all."""
+    """What a DELETE did: the descendants that went with the root, and whether the root was there at all.
+
+    `purged` are the workspaces whose rows went too.
+    """
 
     descendants: tuple[str, ...]
     found: bool
+    purged: tuple[str, ...] = ()
 
 
 class HasChildren(Exception):
@@ -226,9 +237,11 @@ def _remove(connection: Connection, workspace_id: str, confirmed: bool, purge: b
         .values(status=WorkspaceStatus.REMOVED, removed_at=now, updated_at=now, active_tasks=0, current_task="")
     )
     tokens.revoke_all(connection, going, now)
-    if purge:
-        _purge(connection, [workspace_id, *(row.id for row in below)])
-    return Removal(descendants=tuple(row.id for row in living), found=root != WorkspaceStatus.REMOVED)
+    purged = [workspace_id, *(row.id for row in below)] if purge else []
+    _purge(connection, purged)
+    return Removal(
+        descendants=tuple(row.id for row in living), found=root != WorkspaceStatus.REMOVED, purged=tuple(purged)
+    )
 
 
 def _descendants(connection: Connection, workspace_id: str) -> list[Any]:
@@ -250,6 +263,8 @@ def _descendants(connection: Connection, workspace_id: str) -> list[Any]:
 def _purge(connection: Connection, workspace_ids: list[str]) -> None:
     connection.execute(delete(activity_logs).where(activity_logs.c.workspace_id.in_(workspace_ids)))
     connection.execute(delete(delegations).where(delegations.c.caller_id.in_(workspace_ids)))
+    connection.execute(delete(agent_memories).where(agent_memories.c.workspace_id.in_(workspace_ids)))
+    connection.execute(delete(memory_commits).where(memory_commits.c.workspace_id.in_(workspace_ids)))
     connection.execute(delete(workspace_tokens).where(workspace_tokens.c.workspace_id.in_(workspace_ids)))
     for workspace_id in reversed(workspace_ids):  # children before their parents
         connection.execute(delete(workspaces).where(workspaces.c.id == workspace_id))

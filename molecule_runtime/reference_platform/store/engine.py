@@ -17,6 +17,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from molecule_runtime.reference_platform.store.postgres import PostgresDatabase
+from molecule_runtime.reference_platform.store.schema import PLATFORM, Schema
 from molecule_runtime.reference_platform.store.sqlite import SqliteDatabase
 
 P = ParamSpec("P")
@@ -61,8 +62,8 @@ class Store:
     Parameters are hidden in errors, since errors are logged and parameters are messages and token digests.
     """
 
-    def __init__(self, url: str) -> None:
-        """Nothing is opened yet.
+    def __init__(self, url: str, schema: Schema = PLATFORM) -> None:
+        """Nothing is opened yet. `schema` is what `migrate` brings the database to.
 
         Raises:
             StoreError: `url` is no database URL.
@@ -70,7 +71,9 @@ class Store:
         self.url = _parsed(url)
         self._migrated = False
         self._database: Database = (
-            SqliteDatabase(self.url) if self.url.get_backend_name() == "sqlite" else PostgresDatabase(self.url)
+            SqliteDatabase(self.url, schema)
+            if self.url.get_backend_name() == "sqlite"
+            else PostgresDatabase(self.url, schema)
         )
 
     async def migrate(self) -> None:

@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
 from molecule_runtime.reference_platform.store.doorbell import CHANNEL
-from molecule_runtime.reference_platform.store.schema import upgrade_to_head
+from molecule_runtime.reference_platform.store.schema import Schema
 
 CONNECTIONS = 8
 """Connections of one platform process, and no more: beyond a few per core a server only queues."""
@@ -37,7 +37,7 @@ class PostgresDatabase:
 
     failures: tuple[type[Exception], ...]
 
-    def __init__(self, url: URL) -> None:
+    def __init__(self, url: URL, schema: Schema) -> None:
         import asyncpg
 
         # asyncpg reports a refused connection as an OSError, a wrong password or name as an error of its own, and a
@@ -50,6 +50,7 @@ class PostgresDatabase:
             asyncpg.InternalClientError,
         )
         self._url = url
+        self._schema = schema
         self._writer = self._engine()
         self._reader = self._writer.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
 
@@ -112,6 +113,6 @@ class PostgresDatabase:
         engine = self._single()
         try:
             async with engine.begin() as connection:
-                await connection.run_sync(upgrade_to_head)
+                await connection.run_sync(self._schema.upgrade_to_head)
         finally:
             await engine.dispose()

@@ -29,7 +29,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
-from molecule_runtime.reference_platform.store.schema import upgrade_to_head
+from molecule_runtime.reference_platform.store.schema import Schema
 
 BUSY_TIMEOUT_MS = 5_000
 """How long a writer waits for another process's transaction before it gives up."""
@@ -77,8 +77,9 @@ class SqliteDatabase:
 
     failures: tuple[type[Exception], ...] = (SQLAlchemyError, sqlite3.Error, OSError)
 
-    def __init__(self, url: URL) -> None:
+    def __init__(self, url: URL, schema: Schema) -> None:
         self._url = url.set(drivername="sqlite")
+        self._schema = schema
         self._writer = _Writer(_engine(self._url, begin="BEGIN IMMEDIATE", read_only=False))
         self._readers = _Readers(_engine(self._url, begin="BEGIN", read_only=True))
 
@@ -88,7 +89,7 @@ class SqliteDatabase:
         engine = _engine(self._url, begin="BEGIN IMMEDIATE", read_only=False)
         _switch_to_wal(engine)
         with engine.begin() as connection:
-            upgrade_to_head(connection)
+            self._schema.upgrade_to_head(connection)
 
     async def read(self, work: Callable[[Connection], T]) -> T:
         return await self._readers.run(work)

@@ -26,7 +26,11 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    bindparam,
+    or_,
 )
+
+from molecule_runtime.reference_platform.store.full_text import FullText
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -62,14 +66,14 @@ def _json() -> JSON:
     return JSON(none_as_null=True)
 
 
-metadata = MetaData(
-    naming_convention={
-        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-        "fk": "fk_%(table_name)s_%(column_0_name)s",
-        "pk": "pk_%(table_name)s",
-    }
-)
+NAMING = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+metadata = MetaData(naming_convention=NAMING)
 
 workspaces = Table(
     "workspaces",
@@ -240,4 +244,42 @@ pending_upload_chunks = Table(
     Column("file_id", String(36), ForeignKey("pending_uploads.file_id", ondelete="CASCADE"), primary_key=True),
     Column("position", Integer, primary_key=True, autoincrement=False),
     Column("content", LargeBinary, nullable=False),
+)
+
+agent_memories = Table(
+    "agent_memories",
+    metadata,
+    # The higher, the newer: what lists and searches are ordered by.
+    Column("no", BigInteger().with_variant(Integer(), "sqlite"), primary_key=True, autoincrement=True),
+    Column("id", String(36), nullable=False, unique=True),
+    Column("workspace_id", String(36), ForeignKey("workspaces.id", ondelete="CASCADE"), nullable=False),
+    Column("scope", String(8), nullable=False),
+    Column("namespace", PlainText, nullable=False),
+    Column("content", PlainText, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("updated_at", UtcDateTime, nullable=False),
+    Index(None, "workspace_id", "scope", "no"),
+    Index(None, "scope", "no"),
+    sqlite_autoincrement=True,
+)
+_memories = agent_memories.c
+# An empty text stands for any.
+_BY_WRITER = or_(bindparam("writer", type_=String) == "", _memories.workspace_id == bindparam("writer", type_=String))
+_IN_NAMESPACE = or_(bindparam("within", type_=String) == "", _memories.namespace == bindparam("within", type_=String))
+memory_texts = FullText(metadata, "agent_memory_terms", agent_memories, (_BY_WRITER, _IN_NAMESPACE))
+
+memory_commits = Table(
+    "memory_commits",
+    metadata,
+    # Who wrote which memory, and where it went. It outlives the memory: a repeat must not bring back a forgotten one.
+    Column("id", String(36), primary_key=True),
+    Column("workspace_id", String(36), ForeignKey("workspaces.id", ondelete="CASCADE"), nullable=False, index=True),
+    # Of a commit by v1 the scope and the namespace as they were sent; null of one by v2.
+    Column("scope", String(8)),
+    Column("label", PlainText),
+    # The plugin's namespace; null of a memory in agent_memories.
+    Column("namespace", String(256)),
+    # Null while it is not known to be in the plugin.
+    Column("stored_at", UtcDateTime),
+    Column("created_at", UtcDateTime, nullable=False),
 )

@@ -1,11 +1,10 @@
-"""Alembic runs this file: it hands over the connection that `store.schema` put into the configuration."""
+"""Alembic runs this file: it hands over what `store.schema` put into the configuration."""
 
 from __future__ import annotations
 
 from alembic import context
 
-from molecule_runtime.reference_platform.store.tables import metadata
-
-context.configure(connection=context.config.attributes["connection"], target_metadata=metadata)
+attributes = context.config.attributes
+context.configure(connection=attributes["connection"], version_table=attributes["version_table"])
 with context.begin_transaction():
     context.run_migrations()

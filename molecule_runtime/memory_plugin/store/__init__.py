@@ -1,0 +1,1 @@
+"""The plugin's tables and their migrations; the way into the database is the platform's."""
