@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import structlog
 
+from tests.support import postgres
 from tests.support.platform import PlatformProcess
 
 
@@ -23,6 +25,19 @@ def _quiet_and_fresh_logging() -> Iterator[None]:
     structlog.contextvars.clear_contextvars()
     yield
     structlog.reset_defaults()
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[postgres.Cluster]:
+    """A PostgreSQL server for this worker."""
+    programs = postgres.binaries()
+    if programs is None:
+        missing = "PostgreSQL is not installed (initdb neither on PATH nor in /usr/lib/postgresql/*/bin)"
+        if os.environ.get("CI", "").lower() in ("true", "1"):
+            pytest.fail(missing)
+        pytest.skip(missing)
+    with postgres.Cluster(programs) as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="session")

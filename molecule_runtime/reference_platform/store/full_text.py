@@ -35,6 +35,7 @@ from sqlalchemy import (
     select,
     type_coerce,
 )
+from sqlalchemy.dialects import postgresql
 
 from molecule_runtime.reference_platform.text_search import Query, index_terms
 
@@ -150,7 +151,7 @@ class FullText:
         """Rows of the index with all these terms on one of the shelves."""
         alternatives = [_on_shelf(shelf, terms) for shelf in shelves]
         if connection.dialect.name == "postgresql":
-            array = type_coerce(self._terms.c.terms, ARRAY(Text))
+            array = type_coerce(self._terms.c.terms, postgresql.ARRAY(Text))
             return or_(*(array.contains(each) for each in alternatives))
         expression = " OR ".join("({})".format(" AND ".join(f'"{term}"' for term in each)) for each in alternatives)
         return literal_column(self._terms.name).op("MATCH", is_comparison=True)(expression)
