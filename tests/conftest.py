@@ -28,6 +28,19 @@ def _quiet_and_fresh_logging() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def cluster() -> Iterator[postgres.Cluster]:
+    """A PostgreSQL server for this worker."""
+    programs = postgres.binaries()
+    if programs is None:
+        missing = "PostgreSQL is not installed (initdb neither on PATH nor in /usr/lib/postgresql/*/bin)"
+        if os.environ.get("CI", "").lower() in ("true", "1"):
+            pytest.fail(missing)
+        pytest.skip(missing)
+    with postgres.Cluster(programs) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
 def platform_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PlatformProcess]:
     """One platform process for the black-box tests of a worker; each test makes a workspace of its own."""
     database: Path = tmp_path_factory.mktemp("platform") / "platform.sqlite3"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
@@ -41,8 +42,13 @@ def clock() -> ManualClock:
 class SharedDatabase:
     """One migrated PostgreSQL database that tests use in turn: emptying it is quicker than making another."""
 
-    def __init__(self, cluster: postgres.Cluster) -> None:
+    def __init__(
+        self, cluster: postgres.Cluster, migrate: Callable[[str], Coroutine[Any, Any, None]], tables: Sequence[str]
+    ) -> None:
+        """`tables` in the order in which they can be emptied."""
         self._cluster = cluster
+        self._migrate = migrate
+        self._tables = tables
         self._name: str | None = None
 
     @contextmanager
@@ -50,14 +56,14 @@ class SharedDatabase:
         """The database, empty. A test that alters its tables leaves it to be thrown away."""
         if self._name is None:
             self._name = self._cluster.create()
-            asyncio.run(_migrate(self._cluster.url(self._name)))
+            asyncio.run(self._migrate(self._cluster.url(self._name)))
         database = PostgresDatabase(self._cluster, self._name)
         yield database
         if database.altered:
             self._cluster.drop(self._name)
             self._name = None
         else:
-            self._cluster.empty(self._name, [table.name for table in reversed(metadata.sorted_tables)])
+            self._cluster.empty(self._name, self._tables)
 
 
 async def _migrate(url: str) -> None:
@@ -68,7 +74,7 @@ async def _migrate(url: str) -> None:
 
 @pytest.fixture(scope="session")
 def shared(cluster: postgres.Cluster) -> SharedDatabase:
-    return SharedDatabase(cluster)
+    return SharedDatabase(cluster, _migrate, [table.name for table in reversed(metadata.sorted_tables)])
 
 
 @pytest.fixture(scope="session")
