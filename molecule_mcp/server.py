@@ -17,19 +17,23 @@ from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel import Server
 from mcp.shared.exceptions import MCPError
 
+from molecule_mcp import prompts, resources
 from molecule_mcp.channel import CAPABILITY, Channel
 from molecule_mcp.instructions import instructions
 from molecule_mcp.pipe import End, Pipe
+from molecule_mcp.resources import Readable, Subscriptions
 from molecule_mcp.tools import ALL_TOOLS
 from molecule_mcp.tools._base import Tool, ToolContext, ToolResult, failure, run_tool
 from molecule_mcp.transport import stdio
 from molecule_runtime import __version__
-from molecule_runtime.errors import MoleculeError
+from molecule_runtime.errors import MoleculeError, advice
 from molecule_runtime.runtime import RuntimeThread
 from molecule_runtime.settings import DEFAULT_POLL_TIMEOUT_SECS, Push, Settings, ToolSet
 from molecule_runtime.text import cut_code_points
 
 SERVER_NAME = "molecule-mcp"
+RESOURCE_NOT_FOUND = -32002
+"""MCP's code of the handshake era for a resource that is not there."""
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 Context = ServerRequestContext[Any, Any]
@@ -42,9 +46,10 @@ def listed_tools(settings: Settings | None, tools: Sequence[Tool] = ALL_TOOLS) -
 
 
 class MoleculeServer(Server[Any]):
-    """The SDK's server with a channel; `channel` is None where nothing is pushed."""
+    """The SDK's server with a channel (None where nothing is pushed) and subscriptions (None without a runtime)."""
 
     channel: Channel | None = None
+    subscriptions: Subscriptions | None = None
 
     def get_capabilities(self, *args: Any, **kwargs: Any) -> mcp_types.ServerCapabilities:
         capabilities = super().get_capabilities(*args, **kwargs)
@@ -85,6 +90,44 @@ def build_server(
 
         return _result(await run_tool(tool, ToolContext(settings, bridge, progress), params.arguments))
 
+    async def list_resources(
+        _context: Context, _params: mcp_types.PaginatedRequestParams | None
+    ) -> mcp_types.ListResourcesResult:
+        return mcp_types.ListResourcesResult(resources=[one.describe() for one in resources.RESOURCES])
+
+    async def read_resource(
+        _context: Context, params: mcp_types.ReadResourceRequestParams
+    ) -> mcp_types.ReadResourceResult:
+        readable = _resource(str(params.uri))
+        if bridge is None:
+            raise MCPError(code=mcp_types.INTERNAL_ERROR, message=str(advice(trouble or MoleculeError())))
+        return await resources.contents(readable, bridge)
+
+    async def subscribe(context: Context, params: mcp_types.SubscribeRequestParams) -> mcp_types.EmptyResult:
+        readable = _resource(str(params.uri))
+        if server.subscriptions is not None:
+            server.subscriptions.add(readable.uri, context.session)
+        return mcp_types.EmptyResult()
+
+    async def unsubscribe(_context: Context, params: mcp_types.UnsubscribeRequestParams) -> mcp_types.EmptyResult:
+        readable = _resource(str(params.uri))
+        if server.subscriptions is not None:
+            server.subscriptions.remove(readable.uri)
+        return mcp_types.EmptyResult()
+
+    async def list_prompts(
+        _context: Context, _params: mcp_types.PaginatedRequestParams | None
+    ) -> mcp_types.ListPromptsResult:
+        return mcp_types.ListPromptsResult(prompts=[prompt.describe() for prompt in prompts.PROMPTS])
+
+    async def get_prompt(_context: Context, params: mcp_types.GetPromptRequestParams) -> mcp_types.GetPromptResult:
+        prompt = prompts.find(params.name)
+        if prompt is None:
+            known = ", ".join(one.name for one in prompts.PROMPTS)
+            said = f"Unknown prompt: {cut_code_points(params.name)}. Prompts: {known}"
+            raise MCPError(code=mcp_types.INVALID_PARAMS, message=said)
+        return prompts.filled(prompt, by_name)
+
     server = MoleculeServer(
         SERVER_NAME,
         version=__version__,
@@ -94,7 +137,15 @@ def build_server(
         ),
         on_list_tools=list_tools,
         on_call_tool=call_tool,
+        on_list_resources=list_resources,
+        on_read_resource=read_resource,
+        on_subscribe_resource=subscribe,
+        on_unsubscribe_resource=unsubscribe,
+        on_list_prompts=list_prompts,
+        on_get_prompt=get_prompt,
     )
+    if bridge is not None:
+        server.subscriptions = Subscriptions(bridge)
     if settings is not None and bridge is not None and settings.push is Push.AUTO and not settings.disable_inbox:
         server.channel = channel = Channel(bridge)
 
@@ -103,6 +154,15 @@ def build_server(
 
         server.add_notification_handler("notifications/initialized", mcp_types.NotificationParams, initialized)
     return server
+
+
+def _resource(uri: str) -> Readable:
+    readable = resources.find(uri)
+    if readable is None:
+        known = ", ".join(one.uri for one in resources.RESOURCES)
+        said = f"Unknown resource: {cut_code_points(uri)}. Resources: {known}"
+        raise MCPError(code=RESOURCE_NOT_FOUND, message=said)
+    return readable
 
 
 def describe(tool: Tool, *, several_workspaces: bool = False) -> mcp_types.Tool:
@@ -134,6 +194,8 @@ async def serve_pipe(server: MoleculeServer, pipe: Pipe) -> End:
     async with stdio(pipe) as (read_stream, write_stream), anyio.create_task_group() as tasks:
         if server.channel is not None:
             tasks.start_soon(server.channel.run)
+        if server.subscriptions is not None:
+            tasks.start_soon(server.subscriptions.run)
         await server.run(read_stream, write_stream, server.create_initialization_options())
         tasks.cancel_scope.cancel()
     return pipe.ended or End.EOF

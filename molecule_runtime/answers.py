@@ -37,6 +37,7 @@ from molecule_runtime.errors import (
 from molecule_runtime.text import redact, well_formed
 from molecule_runtime.wire.activity import ActivityRow
 from molecule_runtime.wire.delegations import DelegationRow
+from molecule_runtime.wire.memories import MemoryRow
 from molecule_runtime.wire.registry import Peer
 from molecule_runtime.wire.workspaces import WorkspaceGone
 
@@ -51,6 +52,7 @@ _ROW = TypeAdapter(ActivityRow)
 _LIST = TypeAdapter(list[Any])
 _PEER = TypeAdapter(Peer)
 _DELEGATION = TypeAdapter(DelegationRow)
+_MEMORY = TypeAdapter(MemoryRow)
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -170,7 +172,7 @@ class Answers:
 
 _FOREIGN_PAGE = frozenset({"origin not allowed", "host not allowed"})
 """How the reference platform refuses an address that is not its own (contract 0.2)."""
-_NOT_ABOUT_THE_TOKEN = ("access denied", "not authorized", "invalid caller", "talk_to_user_disabled")
+_NOT_ABOUT_THE_TOKEN = ("access denied", "not authorized", "invalid caller", "talk_to_user_disabled", "only root")
 
 
 def _forbidden(detail: str) -> type[PlatformError]:
@@ -234,6 +236,15 @@ def delegation_row(raw: Any) -> DelegationRow | None:
         return _DELEGATION.validate_python(raw)
     except ValidationError:
         log.warning("client.unreadable_delegation")
+        return None
+
+
+def memory_row(raw: Any) -> MemoryRow | None:
+    """A memory; None for one that cannot be read."""
+    try:
+        return _MEMORY.validate_python(raw)
+    except ValidationError:
+        log.warning("client.unreadable_memory")
         return None
 
 

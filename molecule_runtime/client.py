@@ -25,7 +25,7 @@ import structlog
 from pydantic import TypeAdapter
 
 from molecule_runtime import __version__
-from molecule_runtime.answers import Answers, delegation_row, peer
+from molecule_runtime.answers import Answers, delegation_row, memory_row, peer
 from molecule_runtime.connections import Connections, Journey
 from molecule_runtime.credentials import Credentials
 from molecule_runtime.errors import (
@@ -36,6 +36,7 @@ from molecule_runtime.errors import (
     Problem,
     SettingsError,
     TooLarge,
+    ToolRefused,
     Unavailable,
     Unreachable,
 )
@@ -51,6 +52,7 @@ from molecule_runtime.wire.delegations import (
     DelegationRow,
     UpdateRequest,
 )
+from molecule_runtime.wire.memories import BridgeReply, CommitMemoryReply, CommitMemoryRequest, MemoryRow
 from molecule_runtime.wire.registry import (
     HeartbeatReply,
     HeartbeatRequest,
@@ -324,6 +326,49 @@ class PlatformClient:
         path = f"/workspaces/{self.workspace_id}/delegations/{quote(delegation_id, safe='')}/heartbeat"
         pattern = "/workspaces/:id/delegations/:delegation_id/heartbeat"
         await self._call("POST", path, pattern=pattern, is_repeatable=True, by=self._loops)
+
+    # memories
+
+    async def commit_memory(self, request: CommitMemoryRequest) -> CommitMemoryReply:
+        """Store a memory (contract 7.1). Safe to repeat with the same `id` where the platform keeps it."""
+        path = f"/workspaces/{self.workspace_id}/memories"
+        sent = request.model_dump(exclude_none=True)
+        answer = await self._call("POST", path, pattern="/workspaces/:id/memories", json=sent, is_repeatable=True)
+        return self._answers.read(TypeAdapter(CommitMemoryReply), answer)
+
+    async def memories(self, *, scope: str = "", query: str = "", limit: int = 50) -> list[MemoryRow]:
+        """The memories of a scope that this workspace may read, best first with a query, else newest first."""
+        path = f"/workspaces/{self.workspace_id}/memories"
+        params = {key: value for key, value in (("scope", scope), ("q", query), ("limit", limit)) if value}
+        answer = await self._call("GET", path, pattern="/workspaces/:id/memories", params=params)
+        return self._answers.read_list(memory_row, answer)
+
+    async def forget_memory(self, memory_id: str) -> None:
+        """Delete a memory of this workspace.
+
+        Raises:
+            NotFound: there is none of this id, or it is another's.
+        """
+        path = f"/workspaces/{self.workspace_id}/memories/{quote(memory_id, safe='')}"
+        await self._call("DELETE", path, pattern="/workspaces/:id/memories/:memory_id", is_repeatable=True)
+
+    async def use_tool(self, tool: str, arguments: Mapping[str, Any]) -> str:
+        """The text that a tool of the platform's own MCP bridge gives (contract 8.1).
+
+        Raises:
+            ToolRefused: the platform does not know it, or it failed there for good.
+            Unavailable: it failed there for now.
+        """
+        path, pattern = f"/workspaces/{self.workspace_id}/mcp", "/workspaces/:id/mcp"
+        params = {"name": tool, "arguments": dict(arguments)}
+        request = {"jsonrpc": "2.0", "id": str(uuid.uuid4()), "method": "tools/call", "params": params}
+        answer = await self._call("POST", path, pattern=pattern, json=request, is_repeatable=True)
+        reply = self._answers.read(TypeAdapter(BridgeReply), answer)
+        if reply.error is not None and (reply.error.status or 0) >= 500:
+            raise self._answers.error(Unavailable, f"POST {pattern}", reply.error.status, reply.error.message)
+        if reply.error is not None:
+            raise ToolRefused(tool=tool, base_url=self.base_url, reason=reply.error.message or str(reply.error.code))
+        return "".join(part.text for part in reply.result.content) if reply.result is not None else ""
 
     # files
 

@@ -26,6 +26,8 @@ MoleculeError
     ├── AttachmentRefused  a file that cannot, or may not, be sent
     ├── MessageUnknown     no such message in this inbox
     ├── TaskUnknown        no such job was handed out from here
+    ├── MemoryUnknown      no such memory, or not this workspace's
+    ├── ToolRefused        the platform's own tool, called for the agent, failed there
     └── PeerRefused        the peer, or the platform on its behalf, answered with an error
 
 A branch is what a caller catches, a leaf is a cause. Errors carry facts; only `advice` makes sentences of them.
@@ -274,6 +276,22 @@ class TaskUnknown(CallerError):
         self.task_id = task_id
 
 
+class MemoryUnknown(CallerError):
+    def __init__(self, *, memory_id: str) -> None:
+        super().__init__(memory_id)
+        self.memory_id = memory_id
+
+
+class ToolRefused(CallerError):
+    """`tool` is the platform's, `reason` its own words."""
+
+    def __init__(self, *, tool: str, base_url: str, reason: str) -> None:
+        super().__init__(tool, reason)
+        self.tool = tool
+        self.base_url = base_url
+        self.reason = reason
+
+
 class PeerRefused(CallerError):
     def __init__(self, *, peer_id: str, reason: str) -> None:
         super().__init__(peer_id, reason)
@@ -418,6 +436,18 @@ OUTCOMES: dict[type[MoleculeError], Outcome] = {
         1,
         "No task {error.task_id} was handed out from here.",
         "Call check_task_status without task_id for the latest ones.",
+    ),
+    MemoryUnknown: Outcome(
+        Retry.NO,
+        1,
+        "There is no memory {error.memory_id} that this workspace may forget.",
+        "recall_memory shows ids; only what this workspace wrote can be forgotten.",
+    ),
+    ToolRefused: Outcome(
+        Retry.NO,
+        1,
+        "The platform at {error.base_url} says: {error.reason}.",
+        "Change what the message names and call again.",
     ),
     PeerRefused: Outcome(
         Retry.NO,

@@ -44,3 +44,5 @@ CANVAS = Backoff(first_s=0.5, cap_s=5.0)
 """A person looks at the chat and waits for it to come back."""
 FILES = Backoff(first_s=1.0, cap_s=30.0)
 """A file of a message, while the message waits for it or calls it pending."""
+MEMORIES = Backoff(first_s=2.0, cap_s=60.0)
+"""A memory that waits for the platform; nobody waits for it."""

@@ -78,6 +78,7 @@ class Runtime:
         self._log_file = log_file
         self._transport = transport
         self._arrivals = Arrivals()
+        self._memory_changes = Arrivals()
         self._workspaces = {told.id: self._make(told) for told in settings.workspaces}
         self._last_served: str | None = None
 
@@ -91,6 +92,7 @@ class Runtime:
             clock=self._clock,
             roles=self._roles,
             arrivals=self._arrivals,
+            memory_changes=self._memory_changes,
             transport=self._transport,
         )
 
@@ -215,6 +217,14 @@ class Runtime:
                 self._last_served = found[-1]["workspace_id"]
                 return found
             await wait_for_event(arrival, PUSH_CHECK_S, self._clock)
+
+    async def inbox_changed(self, since: int | None) -> int:
+        """Wait until a message came, was given back or was handled here; what to pass the next time. None: at once."""
+        return await self._arrivals.after(since)
+
+    async def memories_changed(self, since: int | None) -> int:
+        """Wait until this process has stored or forgotten a memory; `since` as in `inbox_changed`."""
+        return await self._memory_changes.after(since)
 
     def feed_troubles(self, workspace_id: str | None) -> list[tuple[Workspace, MoleculeError]]:
         """Which of the chosen workspaces cannot be sent a message now, and why."""

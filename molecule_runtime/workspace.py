@@ -38,6 +38,7 @@ from molecule_runtime.inbox.journal import HELD_FOR_FILES_S, Journal
 from molecule_runtime.inbox.mailbox import Arrivals, Mailbox
 from molecule_runtime.inbox.poller import Poller, peers_in
 from molecule_runtime.inbox.uploads import Uploads
+from molecule_runtime.memory import Memories
 from molecule_runtime.messages import Enclosed
 from molecule_runtime.ownership import STALE_S, Ownership, Register
 from molecule_runtime.peers import PeerDirectory
@@ -76,6 +77,7 @@ class Workspace:
         clock: Clock,
         roles: Roles,
         arrivals: Arrivals | None = None,
+        memory_changes: Arrivals | None = None,
         state_problem: LocalStateError | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
@@ -84,6 +86,7 @@ class Workspace:
         self.id = told.id
         self.name = settings.agent_name or told.default_agent_name
         self._arrivals = arrivals or Arrivals()
+        self._memory_changes = memory_changes or Arrivals()
         self._state = state
         self._clock = clock
         self._roles = roles
@@ -94,6 +97,7 @@ class Workspace:
         self._poller: Poller | None = None
         self._uploads: Uploads | None = None
         self._delegator: Delegator | None = None
+        self._memories: Memories | None = None
         self._inbox_tried = asyncio.Event()
         # Two beats harm nobody, two readers of the feed would: only the inbox insists on its lock file.
         self._beat = self._ownership("beat", needs_lock=False)
@@ -153,6 +157,17 @@ class Workspace:
         if self._delegator is None:
             raise self._inbox_error or JournalUnusable(path="inbox", reason="it is not open yet")
         return self._delegator
+
+    async def memories(self) -> Memories:
+        """What keeps memories, once the journal is open in which they wait for the platform.
+
+        Raises:
+            LocalStateError: it cannot be opened.
+        """
+        await self._inbox_tried.wait()
+        if self._memories is None:
+            raise self._inbox_error or JournalUnusable(path="inbox", reason="it is not open yet")
+        return self._memories
 
     @property
     def reads_inbox(self) -> bool:
@@ -263,6 +278,14 @@ class Workspace:
                     "Check the disk. Some messages may be offered a second time.",
                 )
             )
+        for memory in self._memories.refused if self._memories is not None else ():
+            found.append(
+                Problem(
+                    "memory.refused",
+                    f"The memory {memory.memory_id}, kept while the platform was away, is not taken: {memory.refused}",
+                    "Call forget_memory with this id, and commit it again in another form if it is still wanted.",
+                )
+            )
         unheard = self.presence.failure() if self._beat.held else None
         if unheard is not None:
             found.append(_problem(f"presence.{self.presence.snapshot().state.value}", unheard))
@@ -308,6 +331,7 @@ class Workspace:
         else:
             self._journal, self._mailbox, self._inbox_error = journal, mailbox, None
             self._delegator = Delegator(self.client, journal, mailbox, clock=self._clock, arrivals=self._arrivals)
+            self._memories = Memories(self.client, journal, clock=self._clock, on_change=self._memory_changes.announce)
             return journal
         finally:
             self._inbox_tried.set()
@@ -331,9 +355,10 @@ class Workspace:
         return journal, mailbox
 
     async def _run_inbox(self, journal: Journal) -> None:
-        mailbox, delegator = self._mailbox, self._delegator
+        mailbox, delegator, memories = self._mailbox, self._delegator, self._memories
         assert mailbox is not None
         assert delegator is not None
+        assert memories is not None
         assert self._state is not None
         self._uploads = Uploads(
             self.client,
@@ -347,6 +372,7 @@ class Workspace:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(mailbox.reclaim_forever)
                 tasks.start_soon(delegator.beat_forever)
+                tasks.start_soon(memories.send_forever)
                 if self._roles.reads_inbox:
                     tasks.start_soon(self._own, self._inbox, lambda: self._poll(journal, mailbox))
         finally:
@@ -360,6 +386,8 @@ class Workspace:
         async def recovered() -> None:
             await uploads.hasten()
             await delegator.report_merged()
+            if self._memories is not None:
+                self._memories.kick()
 
         async def arrived(messages: list[Message]) -> None:
             peers = peers_in(messages)

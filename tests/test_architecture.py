@@ -75,7 +75,11 @@ PLACES = {
     **_places(
         "agent",
         "molecule_mcp.",
-        {5: "tools instructions transport pipe startup channel hosts", 6: "server serve doctor", 7: "cli __main__"},
+        {
+            5: "tools instructions prompts resources transport pipe startup channel hosts",
+            6: "server serve doctor",
+            7: "cli __main__",
+        },
     ),
     # The packages themselves: names and versions only.
     "molecule_runtime": Place(0, "floor"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from molecule_mcp.tools import delegation, files, inbox, messages, peers, status, workspace
+from molecule_mcp.tools import delegation, files, inbox, memory, messages, peers, status, workspace
 from molecule_mcp.tools._base import Tool
 
 ALL_TOOLS: tuple[Tool, ...] = (
@@ -11,6 +11,7 @@ ALL_TOOLS: tuple[Tool, ...] = (
     *files.TOOLS,
     *peers.TOOLS,
     *delegation.TOOLS,
+    *memory.TOOLS,
     *workspace.TOOLS,
     *status.TOOLS,
 )

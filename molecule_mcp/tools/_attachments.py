@@ -46,8 +46,8 @@ Attachments = Annotated[
     list[str] | None,
     BeforeValidator(_paths),
     Field(
-        description=f"Absolute paths of files for the user: at most {MAX_FILES}, usually {_mb(MAX_FILE_BYTES)} MB each"
-        f" and {_mb(MAX_REQUEST_BYTES)} MB together."
+        description=f"Absolute paths of files for the user: at most {MAX_FILES}, {_mb(MAX_FILE_BYTES)} MB each,"
+        f" {_mb(MAX_REQUEST_BYTES)} MB together."
     ),
 ]
 

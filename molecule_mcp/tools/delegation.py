@@ -45,7 +45,7 @@ class DelegateArguments(Arguments):
     workspace_id: Peer
     task: Task
     timeout_secs: float = Field(
-        45, description=f"Seconds to wait, 0 to {WAIT_CAP_SECS}; larger values count as 50.", allow_inf_nan=False
+        45, description=f"Seconds to wait, 0 to {WAIT_CAP_SECS}; more counts as 50.", allow_inf_nan=False
     )
 
 
@@ -139,8 +139,7 @@ TOOLS = (
     Tool(
         name="delegate_task",
         title="Hand a job to a peer",
-        description="Hand a job to a peer and wait for its result. When it takes longer you get a task_id, "
-        "and the result comes as a message.",
+        description="Hand a job to a peer and wait for its result. If it takes longer, the result comes as a message.",
         arguments=DelegateArguments,
         hints=Hints(read_only=False, destructive=False, idempotent=False, open_world=True),
         handler=delegate_task,
@@ -148,7 +147,7 @@ TOOLS = (
     ),
     Tool(
         name="delegate_task_async",
-        title="Hand out a job, do not wait",
+        title="Hand out a job",
         description="Hand a job to a peer without waiting. The result comes as a message.",
         arguments=DelegateAsyncArguments,
         hints=Hints(read_only=False, destructive=False, idempotent=False, open_world=True),
@@ -158,7 +157,7 @@ TOOLS = (
     Tool(
         name="check_task_status",
         title="How a job stands",
-        description="Show how a job that you handed out stands, with its whole result when it is done.",
+        description="Show how a job that you handed out stands, with its whole result.",
         arguments=TaskStatusArguments,
         hints=Hints(read_only=True, destructive=False, idempotent=True, open_world=True),
         handler=check_task_status,

@@ -162,8 +162,7 @@ TOOLS = (
         name="wait_for_message",
         title="Wait for a message",
         description="Wait for the next message from the user or a peer and take it. "
-        "Call it at the start of each turn. Answer with reply, or put it away with inbox_pop: until then it is yours "
-        "and comes back later. A second call gives the next message.",
+        "Answer with reply or put it away with inbox_pop, else it comes back. A second call gives the next message.",
         arguments=WaitArguments,
         hints=Hints(read_only=False, destructive=False, idempotent=False, open_world=True),
         handler=wait_for_message,

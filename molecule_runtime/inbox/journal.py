@@ -27,13 +27,14 @@ import anyio.to_thread
 import structlog
 
 from molecule_runtime.errors import JournalUnusable
-from molecule_runtime.inbox import delegations, files
+from molecule_runtime.inbox import delegations, files, memories
 from molecule_runtime.inbox.classify import Kind, Message, UploadNotice
 from molecule_runtime.inbox.delegations import Delegations
 from molecule_runtime.inbox.files import FileRecord, Files
+from molecule_runtime.inbox.memories import PendingMemories
 from molecule_runtime.state import OwnerLock
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 MAX_ATTEMPTS = 5
 HANDLED_KEPT_S = 7 * 86_400 + 3_600
 """Longer than the largest window that is ever read again (7 days), so that no handled id returns with it."""
@@ -82,6 +83,7 @@ _UPGRADES = {
     1: ("ALTER TABLE messages ADD COLUMN pushed_to TEXT",),
     2: ("ALTER TABLE messages ADD COLUMN held_until REAL", *files.SCHEMA.split(";")),
     3: (*delegations.COLUMNS, delegations.INDEX, *delegations.SCHEMA.split(";")),
+    4: (memories.SCHEMA,),
 }
 """From each older schema version, what makes it the next one."""
 
@@ -156,6 +158,7 @@ class Journal:
         self._in_use = threading.Lock()
         self.files = Files(self._reading, self._writing)
         self.delegations = Delegations(self._reading, self._writing)
+        self.memories = PendingMemories(self._reading, self._writing)
 
     @classmethod
     def open(cls, path: Path) -> Journal:
@@ -541,7 +544,8 @@ def _connect(path: Path) -> sqlite3.Connection:
         db.execute("BEGIN IMMEDIATE")
         version = _refuse_newer(db, path)
         if version == 0:
-            for statement in ";".join((_SCHEMA.rstrip(";"), files.SCHEMA, delegations.SCHEMA)).split(";"):
+            whole = ";".join((_SCHEMA.rstrip(";"), files.SCHEMA, delegations.SCHEMA, memories.SCHEMA))
+            for statement in whole.split(";"):
                 db.execute(statement)
         for older in range(version or SCHEMA_VERSION, SCHEMA_VERSION):
             for statement in _UPGRADES[older]:

@@ -49,6 +49,13 @@ class Arrivals:
 
     def __init__(self) -> None:
         self._next = asyncio.Event()
+        self._count = 0
+
+    async def after(self, count: int | None) -> int:
+        """How many there have been, as soon as it is not `count` any more; at once for None."""
+        while count == self._count:
+            await self._next.wait()
+        return self._count
 
     @property
     def next(self) -> asyncio.Event:
@@ -56,6 +63,7 @@ class Arrivals:
         return self._next
 
     def announce(self) -> None:
+        self._count += 1
         self._next.set()
         self._next = asyncio.Event()
 
@@ -196,6 +204,8 @@ class Mailbox:
         done = await self._journal.off_loop(self._journal.handle, activity_id, now=self._now())
         self.texts.discard(activity_id)
         await self.recount()
+        if done:
+            self.announce()
         return done
 
     async def find(self, activity_id: str) -> Entry:

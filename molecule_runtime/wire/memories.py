@@ -131,6 +131,38 @@ class MemoryViews(WireModel):
     memories: list[MemoryView]
 
 
+# the platform's MCP bridge (contract 8.1), by which v2 is written
+
+
+class BridgeText(WireModel):
+    type: str = "text"
+    text: str = ""
+
+
+class BridgeResult(WireModel):
+    content: list[BridgeText] = []
+
+
+class BridgeError(WireModel):
+    """-32000: the tool failed, `message` says how; ours adds the HTTP status that the failure would have had."""
+
+    code: int
+    message: str = ""
+    data: Any = None
+
+    @property
+    def status(self) -> int | None:
+        status = self.data.get("status") if isinstance(self.data, dict) else None
+        return status if isinstance(status, int) else None
+
+
+class BridgeReply(WireModel):
+    """The answer to tools/call, always with HTTP 200."""
+
+    result: BridgeResult | None = None
+    error: BridgeError | None = None
+
+
 # the plugin
 
 

@@ -43,8 +43,10 @@ def sample(tool: Tool) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, schema in tool.input_schema()["properties"].items():
         match schema["type"]:
+            case "string" if name in ("scope", "kind"):
+                values[name] = {"scope": "TEAM", "kind": "summary"}[name]
             case "string":
-                is_time = name.endswith("_ts")
+                is_time = name.endswith(("_ts", "_at"))
                 # an id is a text like any other, and an id where one is wanted
                 values[name] = "2026-01-31T09:30:00Z" if is_time else str(uuid.uuid4())
             case "integer":
@@ -56,7 +58,7 @@ def sample(tool: Tool) -> dict[str, Any]:
             case "object":
                 values[name] = {"any": ["thing"]}
             case "array":
-                values[name] = ["/tmp/a.pdf", "/tmp/b.pdf"]
+                values[name] = ["fact"] if name == "kinds" else ["/tmp/a.pdf", "/tmp/b.pdf"]
             case other:
                 raise AssertionError(f"{tool.name}.{name}: no host was seen to handle the type {other!r}")
     return values
@@ -80,10 +82,21 @@ def test_names_are_unique_and_the_order_is_fixed() -> None:
         "delegate_task",
         "delegate_task_async",
         "check_task_status",
+        "commit_memory",
+        "recall_memory",
+        "forget_memory",
         "get_workspace_info",
         "runtime_status",
     ]
-    assert [tool.name for tool in ALL_TOOLS if tool.set is ToolSet.FULL] == ["fetch_attachment", "update_agent_card"]
+    assert [tool.name for tool in ALL_TOOLS if tool.set is ToolSet.FULL] == [
+        "fetch_attachment",
+        "commit_memory_v2",
+        "search_memory",
+        "commit_summary",
+        "list_readable_namespaces",
+        "list_writable_namespaces",
+        "update_agent_card",
+    ]
 
 
 @EVERY_TOOL

@@ -17,6 +17,7 @@ from molecule_runtime.errors import (
     InvalidArgument,
     JournalUnusable,
     LocalStateError,
+    MemoryUnknown,
     MessageUnknown,
     MoleculeError,
     PeerRefused,
@@ -28,6 +29,7 @@ from molecule_runtime.errors import (
     StateDirUnwritable,
     TaskUnknown,
     TooLarge,
+    ToolRefused,
     Unauthorized,
     Unavailable,
     Unreachable,
@@ -69,6 +71,10 @@ def an(kind: type[MoleculeError]) -> MoleculeError:
         return kind(activity_id="a1")
     if issubclass(kind, TaskUnknown):
         return kind(task_id="t1")
+    if issubclass(kind, MemoryUnknown):
+        return kind(memory_id="m1")
+    if issubclass(kind, ToolRefused):
+        return kind(tool="commit_memory_v2", base_url="http://canvas", reason="no")
     assert issubclass(kind, PeerRefused)
     return kind(peer_id="p1", reason="no")
 

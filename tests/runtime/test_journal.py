@@ -345,7 +345,7 @@ def test_a_journal_of_the_first_schema_is_carried_on(path: Path) -> None:
         older.execute("DROP INDEX messages_by_result")
         for column in ("pushed_to", "held_until", "result_of", "works_on"):
             older.execute(f"ALTER TABLE messages DROP COLUMN {column}")
-        for table in ("files", "message_files", "sendings", "delegations"):
+        for table in ("files", "message_files", "sendings", "delegations", "pending_memories"):
             older.execute(f"DROP TABLE {table}")
         older.execute("PRAGMA user_version = 1")
     for session in ("first", "second"):
