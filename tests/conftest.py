@@ -46,16 +46,3 @@ def platform_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platf
     database: Path = tmp_path_factory.mktemp("platform") / "platform.sqlite3"
     with PlatformProcess(database, REMOTE_LIVENESS_STALE_AFTER="3", REMOTE_LIVENESS_SWEEP_S="0.25") as platform:
         yield platform
-
-
-@pytest.fixture(scope="session")
-def cluster() -> Iterator[postgres.Cluster]:
-    """A PostgreSQL server for this worker."""
-    programs = postgres.binaries()
-    if programs is None:
-        missing = "PostgreSQL is not installed (initdb neither on PATH nor in /usr/lib/postgresql/*/bin)"
-        if os.environ.get("CI", "").lower() in ("true", "1"):
-            pytest.fail(missing)
-        pytest.skip(missing)
-    with postgres.Cluster(programs) as cluster:
-        yield cluster
