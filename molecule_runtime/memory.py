@@ -10,7 +10,7 @@ import asyncio
 import json
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Any
 
@@ -38,6 +38,8 @@ from molecule_runtime.wire.memories import CommitMemoryRequest, MemoryRow, Memor
 
 V1 = "commit_memory"
 """The way of v1; every other is a tool of the platform's MCP bridge (contract 7.3)."""
+MOST_FAILURES = 3
+"""After so many of them in a row the platform is away; before that, one memory may be the reason."""
 LOOK_S = 3_600.0
 """How long nothing is to be sent while nothing waits; a commit ends it."""
 MAX_RECALLED = 50
@@ -100,7 +102,7 @@ class Memories:
         check_length("content", given["content"])
         memory = PendingMemory(str(uuid.uuid4()), tool, given, self._clock.now().timestamp())
         records = self._journal.memories
-        await self._journal.off_loop(records.add, memory)
+        memory = replace(memory, memory_id=await self._journal.off_loop(records.begin, memory))
         try:
             stored = await self._send(memory)
         except (Unreachable, Unavailable) as away:
@@ -177,23 +179,39 @@ class Memories:
             await wait_for_event(self._kicked, MEMORIES.delay(failures) if left else LOOK_S, self._clock)
 
     async def _send_waiting(self) -> bool:
-        """Send everything that waits, oldest first, until the platform is away; whether something is left."""
+        """Send what waits, oldest first, until the platform is away; whether something is left.
+
+        One at which the platform fails again and again must not keep the others.
+        """
         await self._look_at_refused()
+        left, failures = False, 0
         for memory in await self._journal.off_loop(self._journal.memories.waiting):
             async with self._sending:
-                try:
-                    await self._send(memory)
-                except MoleculeError as error:
-                    if outcome(error).retry is not Retry.NO:
-                        return True
-                    log.warning("memory.refused", error=type(error).__name__)
-                    await self._journal.off_loop(self._journal.memories.refuse, memory.memory_id, str(error))
-                    await self._look_at_refused()
-                else:
-                    await self._journal.off_loop(self._journal.memories.stored, memory.memory_id)
-                    self._on_change()
-                    log.info("memory.stored_later")
-        return False
+                failed = await self._send_later(memory)
+            if failed is None:
+                failures = 0
+                continue
+            left, failures = True, failures + 1
+            if isinstance(failed, Unreachable) or failures == MOST_FAILURES:
+                break
+        return left
+
+    async def _send_later(self, memory: PendingMemory) -> MoleculeError | None:
+        """Send one that waits; why it still does, and None when it does not any more."""
+        records = self._journal.memories
+        try:
+            await self._send(memory)
+        except MoleculeError as error:
+            if outcome(error).retry is not Retry.NO:
+                return error
+            log.warning("memory.refused", error=type(error).__name__)
+            await self._journal.off_loop(records.refuse, memory.memory_id, str(error))
+            await self._look_at_refused()
+            return None
+        await self._journal.off_loop(records.stored, memory.memory_id)
+        self._on_change()
+        log.info("memory.stored_later")
+        return None
 
     async def _send(self, memory: PendingMemory) -> Committed:
         if memory.tool == V1:

@@ -47,12 +47,25 @@ class PendingMemories:
         self._reading = reading
         self._writing = writing
 
-    def add(self, memory: PendingMemory) -> None:
+    def begin(self, memory: PendingMemory) -> str:
+        """Keep a memory before it is sent; the id under which it goes.
+
+        One that waits with the same words in the same way is the same memory: a caller that was told "queued", or
+        nothing at all, and says it again does not mean two.
+        """
+        arguments = json.dumps(memory.arguments, ensure_ascii=False, sort_keys=True)
         with self._writing() as db:
+            same = db.execute(
+                "SELECT memory_id FROM pending_memories WHERE tool = ? AND arguments = ? AND refused IS NULL",
+                (memory.tool, arguments),
+            ).fetchone()
+            if same is not None:
+                return str(same[0])
             db.execute(
                 "INSERT INTO pending_memories (memory_id, tool, arguments, created_at) VALUES (?, ?, ?, ?)",
-                (memory.memory_id, memory.tool, json.dumps(memory.arguments, ensure_ascii=False), memory.created_at),
+                (memory.memory_id, memory.tool, arguments, memory.created_at),
             )
+        return memory.memory_id
 
     def stored(self, memory_id: str) -> bool:
         """The platform has it, or nobody wants it any more; False when it was not waiting."""

@@ -368,7 +368,8 @@ def test_jobs_and_results_of_an_older_schema_are_known_for_what_they_are(path: P
         older.execute("DROP INDEX messages_by_result")
         for column in ("result_of", "works_on"):
             older.execute(f"ALTER TABLE messages DROP COLUMN {column}")
-        older.execute("DROP TABLE delegations")
+        for table in ("delegations", "pending_memories"):
+            older.execute(f"DROP TABLE {table}")
         older.execute("PRAGMA user_version = 3")
     with closing(Journal.open(path)) as journal:
         lease(journal)

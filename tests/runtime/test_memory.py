@@ -100,6 +100,39 @@ async def test_a_memory_waits_for_a_platform_that_is_away_and_is_stored_once(
 
 
 @respx.mock
+async def test_the_same_words_are_one_memory_while_they_wait(memories: Memories) -> None:
+    """Whoever was told "queued", or nothing at all, and says it again does not mean two; later it is a new one."""
+    route = respx.post(MEMORIES).mock(side_effect=httpx.ConnectError("refused"))
+    respx.post(BRIDGE).mock(side_effect=httpx.ConnectError("refused"))
+    first = await memories.commit("a")
+    assert (await memories.commit("a")).id == first.id
+    assert (await memories.commit("a", MemoryScope.TEAM)).id != first.id
+    assert (await memories.commit_by("commit_memory_v2", {"content": "a", "scope": "LOCAL"})).id != first.id
+    assert len(waiting(memories)) == 3
+    route.mock(side_effect=storing)
+    assert await memories.commit("a") == Committed(first.id, is_stored=True, namespace="general")
+    assert first.id not in waiting(memories)
+    assert (await memories.commit("a")).id != first.id
+
+
+@respx.mock
+async def test_a_memory_at_which_the_platform_fails_keeps_back_no_other(memories: Memories, clock: ManualClock) -> None:
+    """A platform that fails at each is asked no more than three times in a row."""
+    route = respx.post(MEMORIES).mock(side_effect=httpx.ConnectError("refused"))
+    ids = [(await memories.commit(text)).id for text in "abcdef"]
+    failing = httpx.Response(500, json={"error": "failed to store memory"})
+    route.mock(return_value=failing)
+    before = route.call_count
+    async with running(memories.send_forever):
+        await until(lambda: route.call_count >= before + 3)
+        await idle(clock)
+    assert [body(call)["id"] for call in route.calls[before:]] == ids[:3]
+    route.mock(side_effect=lambda request: failing if b'"a"' in request.content else storing(request))
+    async with running(memories.send_forever):
+        await until(lambda: waiting(memories) == ids[:1])
+
+
+@respx.mock
 async def test_a_memory_survives_the_process(state: WorkspaceState, clock: ManualClock) -> None:
     """kill -9 between the journal and the platform: the next process sends it, in the order of the commits."""
     route = respx.post(MEMORIES).mock(side_effect=httpx.ConnectError("refused"))
