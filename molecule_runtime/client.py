@@ -356,7 +356,7 @@ class PlatformClient:
         """The text that a tool of the platform's own MCP bridge gives (contract 8.1).
 
         Raises:
-            ToolRefused: the platform does not know it, or it failed there for good.
+            ToolRefused: the platform does not know it or is not set up for it, or it failed there for good.
             Unavailable: it failed there for now.
         """
         path, pattern = f"/workspaces/{self.workspace_id}/mcp", "/workspaces/:id/mcp"
@@ -364,7 +364,7 @@ class PlatformClient:
         request = {"jsonrpc": "2.0", "id": str(uuid.uuid4()), "method": "tools/call", "params": params}
         answer = await self._call("POST", path, pattern=pattern, json=request, is_repeatable=True)
         reply = self._answers.read(TypeAdapter(BridgeReply), answer)
-        if reply.error is not None and (reply.error.status or 0) >= 500:
+        if reply.error is not None and (reply.error.status or 0) >= 500 and reply.error.status != 501:
             raise self._answers.error(Unavailable, f"POST {pattern}", reply.error.status, reply.error.message)
         if reply.error is not None:
             raise ToolRefused(tool=tool, base_url=self.base_url, reason=reply.error.message or str(reply.error.code))
