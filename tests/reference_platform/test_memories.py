@@ -209,3 +209,32 @@ async def test_a_bad_change_is_refused_in_the_contracts_words(platform: Platform
     path = f"/workspaces/{member.id}/memories/{uuid.uuid4()}"
     reply = await platform.http.patch(path, json=body, headers=member.headers)
     assert (reply.status_code, reply.json()) == (400, {"error": error})
+
+
+async def test_all_that_may_be_read_is_given_at_once(platform: Platform, clock: ManualClock) -> None:
+    """`readable=true`: own, team's and everybody's memories in one order; without it, one's own as ever."""
+    root, stranger = await platform.create("root"), await platform.create("stranger")
+    child = await platform.create("child", parent_id=root.id)
+    await remember(platform, child, "tide tide tide")
+    clock.advance(1)
+    await remember(platform, root, "the tide of the team", "TEAM")
+    clock.advance(1)
+    await remember(platform, root, "the root's own tide")
+    await remember(platform, stranger, "tide for everybody", "GLOBAL")
+    answer = await platform.http.get(
+        f"/workspaces/{child.id}/memories", params={"readable": "true"}, headers=child.headers
+    )
+    assert answer.headers["Molecule-Readable"] == "true"
+    assert [(row["scope"], row["content"].split("]: ")[-1]) for row in answer.json()] == [
+        ("GLOBAL", "tide for everybody"),
+        ("TEAM", "the tide of the team"),
+        ("LOCAL", "tide tide tide"),
+    ]
+    assert (await recalled(platform, child, readable="true", q="tide"))[0] == "tide tide tide"
+    assert len(await recalled(platform, child, readable="true", q="tide", limit=2)) == 2
+    assert await recalled(platform, child) == ["tide tide tide"]
+    scoped = await platform.http.get(
+        f"/workspaces/{child.id}/memories", params={"readable": "true", "scope": "TEAM"}, headers=child.headers
+    )
+    assert "Molecule-Readable" not in scoped.headers
+    assert [row["scope"] for row in scoped.json()] == ["TEAM"]

@@ -6,7 +6,7 @@ Every statement names the rows that the reader may see, so there is no way to a 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, and_, delete, insert, or_, select, update
@@ -17,6 +17,7 @@ from molecule_runtime.wire.memories import MemoryScope
 from molecule_runtime.wire.registry import WorkspaceStatus
 
 _columns = agent_memories.c
+_SOME = select(_columns.no).limit(1)
 SHELVES = {MemoryScope.LOCAL: "1", MemoryScope.TEAM: "2", MemoryScope.GLOBAL: "3"}
 """What is searched at one time: the local rows of a workspace, its team rows, all global rows."""
 
@@ -107,6 +108,14 @@ def read(connection: Connection, workspace_id: str, query: TableQuery) -> list[T
     found = select(agent_memories).where(_columns.no.in_([hit.no for hit in hits]), *conditions)
     rows = {row["no"]: row for row in connection.execute(found).mappings()}
     return [_memory(rows[hit.no], hit.score) for hit in hits if hit.no in rows]
+
+
+def read_all(connection: Connection, workspace_id: str, query: TableQuery) -> list[TableMemory]:
+    """What the workspace may read of every scope, each in the order of `read`, at most `limit` of each."""
+    if connection.execute(_SOME).first() is None:  # all are in the plugin
+        return []
+    found = [read(connection, workspace_id, replace(query, scope=scope)) for scope in MemoryScope]
+    return [memory for of_scope in found for memory in of_scope]
 
 
 def _visible(scope: MemoryScope | None, writers: Sequence[str]) -> ColumnElement[bool]:

@@ -119,11 +119,18 @@ class Memories:
         found = [_from_table(memory) for memory in await self._store.read(agent_memories.read, workspace_id, query)]
         if self._in_plugin.is_wired:
             found += await self._recall_from_plugin(workspace_id, query)
-            if len(query.text) > 1:
-                found.sort(key=lambda each: -(each.score or 0.0))
-            else:
-                found.sort(key=lambda each: (each.is_pinned, each.row.created_at), reverse=True)
-        return [each.row for each in found[: query.limit]]
+        return [each.row for each in _in_order(found, query)]
+
+    async def recall_readable(self, workspace_id: str, query: TableQuery) -> list[MemoryRow]:
+        """Everything that the workspace may read, of all scopes, in the order of `recall`; `query` names no scope.
+
+        Raises:
+            Refusal, StoreError: as `recall`.
+        """
+        found = [_from_table(one) for one in await self._store.read(agent_memories.read_all, workspace_id, query)]
+        if self._in_plugin.is_wired:
+            found += await self._recall_from_plugin(workspace_id, query)
+        return [each.row for each in _in_order(found, query)]
 
     async def _recall_from_plugin(self, workspace_id: str, query: TableQuery) -> list[_Found]:
         reach = await self._in_plugin.reach(workspace_id)
@@ -170,6 +177,15 @@ class Memories:
             refuse_as_sent(failure, "memory plugin delete failed")
         if not forgotten:
             raise memory_not_owned()
+
+
+def _in_order(found: list[_Found], query: TableQuery) -> list[_Found]:
+    """As many as are wanted: best first for a query, else pinned first and then newest; of equals the earlier found."""
+    if len(query.text) > 1:
+        found.sort(key=lambda each: -(each.score or 0.0))
+    else:
+        found.sort(key=lambda each: (each.is_pinned, each.row.created_at), reverse=True)
+    return found[: query.limit]
 
 
 def _commit_to_table(connection: Connection, wanted: Commit, scope: MemoryScope, content: str, now: datetime) -> Commit:
