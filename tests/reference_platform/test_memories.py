@@ -10,6 +10,7 @@ import anyio
 import pytest
 from structlog.testing import capture_logs
 
+from molecule_runtime.clock import ManualClock
 from molecule_runtime.reference_platform.config import PlatformConfig
 
 from .memories import a_plugin, beside, forget, recalled, remember, use
@@ -212,7 +213,7 @@ async def test_a_bad_change_is_refused_in_the_contracts_words(platform: Platform
 
 
 async def test_all_that_may_be_read_is_given_at_once(platform: Platform, clock: ManualClock) -> None:
-    """`readable=true`: own, team's and everybody's memories in one order; without it, one's own as ever."""
+    """Own, the team's and everybody's memories in one order where `readable=true` asks for them, else one's own."""
     root, stranger = await platform.create("root"), await platform.create("stranger")
     child = await platform.create("child", parent_id=root.id)
     await remember(platform, child, "tide tide tide")
