@@ -6,7 +6,7 @@ loses nothing and needs no import. New ones go to one place only.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from sqlalchemy import Connection
@@ -23,6 +23,7 @@ from molecule_runtime.reference_platform.services.memory_rules import (
     DEFAULT_LABEL,
     audit,
     cleaned,
+    cleaned_label,
     marked_global,
     memory_not_owned,
 )
@@ -90,6 +91,7 @@ class Memories:
         """
         if not content.replace("\x00", "").strip():
             raise Refusal(400, "invalid request body")
+        label = cleaned_label(label) or DEFAULT_LABEL
         wanted = Commit(id=memory_id or new_id(), workspace_id=workspace_id, scope=scope, label=label)
         if self._in_plugin.is_wired:
             commit = await self._commit_to_plugin(wanted, scope, content)
@@ -117,6 +119,7 @@ class Memories:
             Refusal: 404, the workspace; 502, the plugin failed.
             StoreError: the database failed.
         """
+        query = replace(query, namespace=cleaned_label(query.namespace))
         found = [_from_table(memory) for memory in await self._store.read(agent_memories.read, workspace_id, query)]
         if self._in_plugin.is_wired:
             found += await self._recall_from_plugin(workspace_id, query)
@@ -176,7 +179,7 @@ class Memories:
             return
         try:
             # The workspace wrote it there, though it may have been moved to another team since: no check of its reach.
-            forgotten = await self._in_plugin.forget_own(memory_id, namespace)
+            forgotten = await self._in_plugin.forget_own(workspace_id, memory_id, namespace)
         except PluginFailure as failure:
             refuse_as_sent(failure, "memory plugin delete failed")
         if not forgotten:
@@ -224,7 +227,7 @@ def _change(
         raise memory_not_owned()
     for_everybody = row["scope"] == MemoryScope.GLOBAL
     text = row["content"] if content is None else cleaned(content, for_everybody=for_everybody)
-    namespace = row["namespace"] if label is None else label
+    namespace = row["namespace"] if label is None else cleaned_label(label) or DEFAULT_LABEL
     changed = (text, namespace) != (row["content"], row["namespace"])
     if changed:
         agent_memories.change(connection, row, namespace=namespace, content=text, now=now)
