@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from molecule_runtime.clock import ManualClock
 from molecule_runtime.reference_platform.config import PlatformConfig
@@ -69,7 +70,11 @@ async def test_a_plugin_that_fails_has_its_status_and_nothing_else_suffers(confi
         url = f"http://127.0.0.1:{free_port()}" if fault == "away" else sick.url
         async with wired(config, url) as platform:
             member = await platform.join()
-            found = await asked(platform, member)
+            with capture_logs() as logs:
+                found = await asked(platform, member)
+            failed = [log["log_level"] for log in logs if log["event"] == "memory_plugin.failed"]
+            # Who is sent away while nobody asks the plugin leaves no line.
+            assert failed == ["warning"] * 3 + ["debug"] * (0 if fault == "nonsense" else 2)
             if fault == "nonsense":  # any 2xx says that a memory is forgotten (contract 7.4)
                 found = {name: found[name] for name in ("commit", "recall", "search")}
             texts = {"recall": "search", "forget": "delete"}
