@@ -28,7 +28,8 @@ from .memories import SickPlugin, a_plugin, forget, recalled, refused, remember,
 from .support import Member, Platform, SqliteFile, running
 from .test_golden import GOLDEN, MEMORY, PEER, WORKSPACE, a_team, differences
 
-TIMEOUT_S = 0.3
+HUNG_S = 0.3
+"""How long a plugin that never answers is waited for."""
 WRITE = MemoryWrite(content="x", kind="fact", source="agent")
 WRITTEN = {"id": MEMORY, "namespace": "team:a"}
 
@@ -41,7 +42,7 @@ def database(tmp_path: Path, migrated_file: Path) -> SqliteFile:
 
 @asynccontextmanager
 async def wired(config: PlatformConfig, url: str) -> AsyncIterator[Platform]:
-    async with running(replace(config, memory_plugin_url=url, memory_plugin_timeout_s=TIMEOUT_S)) as platform:
+    async with running(replace(config, memory_plugin_url=url)) as platform:
         yield platform
 
 
@@ -68,6 +69,8 @@ async def test_a_plugin_that_fails_has_its_status_and_nothing_else_suffers(confi
     sick.answers = [answers.get(fault, (500, {"code": "internal", "message": "no luck"}))]
     async with sick.serving():
         url = f"http://127.0.0.1:{free_port()}" if fault == "away" else sick.url
+        if fault == "hang":
+            config = replace(config, memory_plugin_timeout_s=HUNG_S)
         async with wired(config, url) as platform:
             member = await platform.join()
             with capture_logs() as logs:
