@@ -52,7 +52,14 @@ from molecule_runtime.wire.delegations import (
     DelegationRow,
     UpdateRequest,
 )
-from molecule_runtime.wire.memories import BridgeReply, CommitMemoryReply, CommitMemoryRequest, MemoryRow
+from molecule_runtime.wire.memories import (
+    READABLE_HEADER,
+    READABLE_PARAM,
+    BridgeReply,
+    CommitMemoryReply,
+    CommitMemoryRequest,
+    MemoryRow,
+)
 from molecule_runtime.wire.registry import (
     HeartbeatReply,
     HeartbeatRequest,
@@ -343,6 +350,16 @@ class PlatformClient:
         answer = await self._call("GET", path, pattern="/workspaces/:id/memories", params=params)
         return self._answers.read_list(memory_row, answer)
 
+    async def readable_memories(self, *, query: str = "", limit: int = 50) -> tuple[list[MemoryRow], bool]:
+        """The memories that this workspace may read, as `memories` gives them; False when they are only its own ones.
+
+        A platform other than ours gives those: the scopes TEAM and GLOBAL are to be asked for, too.
+        """
+        path = f"/workspaces/{self.workspace_id}/memories"
+        params = {key: value for key, value in (("q", query), ("limit", limit)) if value} | {READABLE_PARAM: "true"}
+        answer = await self._call("GET", path, pattern="/workspaces/:id/memories", params=params)
+        return self._answers.read_list(memory_row, answer), answer.headers.get(READABLE_HEADER) == "true"
+
     async def forget_memory(self, memory_id: str) -> None:
         """Delete a memory of this workspace.
 
@@ -356,7 +373,7 @@ class PlatformClient:
         """The text that a tool of the platform's own MCP bridge gives (contract 8.1).
 
         Raises:
-            ToolRefused: the platform does not know it, or it failed there for good.
+            ToolRefused: the platform does not know it or is not set up for it, or it failed there for good.
             Unavailable: it failed there for now.
         """
         path, pattern = f"/workspaces/{self.workspace_id}/mcp", "/workspaces/:id/mcp"
@@ -364,7 +381,7 @@ class PlatformClient:
         request = {"jsonrpc": "2.0", "id": str(uuid.uuid4()), "method": "tools/call", "params": params}
         answer = await self._call("POST", path, pattern=pattern, json=request, is_repeatable=True)
         reply = self._answers.read(TypeAdapter(BridgeReply), answer)
-        if reply.error is not None and (reply.error.status or 0) >= 500:
+        if reply.error is not None and (reply.error.status or 0) >= 500 and reply.error.status != 501:
             raise self._answers.error(Unavailable, f"POST {pattern}", reply.error.status, reply.error.message)
         if reply.error is not None:
             raise ToolRefused(tool=tool, base_url=self.base_url, reason=reply.error.message or str(reply.error.code))

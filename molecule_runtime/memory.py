@@ -75,8 +75,10 @@ class Memories:
         self._clock = clock
         self._kicked = asyncio.Event()
         self._sending = asyncio.Lock()
+        self.waiting: tuple[PendingMemory, ...] = ()
+        """What is to be stored when the platform is back; this and `refused` are for `runtime_status`."""
         self.refused: tuple[PendingMemory, ...] = ()
-        """What the platform did not take after it had been away; for `runtime_status`."""
+        """What the platform did not take after it had been away."""
 
     async def commit(self, content: str, scope: MemoryScope = MemoryScope.LOCAL) -> Committed:
         """Remember something, by v1.
@@ -107,6 +109,7 @@ class Memories:
             stored = await self._send(memory)
         except (Unreachable, Unavailable) as away:
             log.info("memory.queued", error=type(away).__name__)
+            await self._look()
             self._kicked.set()
             return Committed(memory.memory_id, is_stored=False)
         except MoleculeError:
@@ -122,11 +125,15 @@ class Memories:
         Raises:
             PlatformError
         """
-        scopes = (scope,) if scope is not None else tuple(MemoryScope)
         limit = min(limit, MAX_RECALLED)
-        asked = (self._client.memories(scope=one.value, query=query, limit=limit) for one in scopes)
-        lists = await asyncio.gather(*asked)
-        return merged(lists, ranked=bool(query))[:limit]
+        if scope is not None:
+            return (await self._client.memories(scope=scope.value, query=query, limit=limit))[:limit]
+        found, is_all = await self._client.readable_memories(query=query, limit=limit)
+        if is_all:
+            return found[:limit]
+        of_others = (MemoryScope.TEAM, MemoryScope.GLOBAL)
+        asked = (self._client.memories(scope=one.value, query=query, limit=limit) for one in of_others)
+        return merged([found, *await asyncio.gather(*asked)], ranked=bool(query))[:limit]
 
     async def forget(self, memory_id: str) -> None:
         """Delete a memory for good; one that waits to be stored never is.
@@ -137,7 +144,7 @@ class Memories:
         """
         async with self._sending:  # or it could be on its way right now
             waited = await self._journal.off_loop(self._journal.memories.stored, memory_id)
-        await self._look_at_refused()
+        await self._look()
         try:
             await self._client.forget_memory(memory_id)
         except NotFound:
@@ -183,7 +190,7 @@ class Memories:
 
         One at which the platform fails again and again must not keep the others.
         """
-        await self._look_at_refused()
+        await self._look()
         left, failures = False, 0
         for memory in await self._journal.off_loop(self._journal.memories.waiting):
             async with self._sending:
@@ -194,6 +201,7 @@ class Memories:
             left, failures = True, failures + 1
             if isinstance(failed, Unreachable) or failures == MOST_FAILURES:
                 break
+        await self._look()
         return left
 
     async def _send_later(self, memory: PendingMemory) -> MoleculeError | None:
@@ -206,7 +214,6 @@ class Memories:
                 return error
             log.warning("memory.refused", error=type(error).__name__)
             await self._journal.off_loop(records.refuse, memory.memory_id, str(error))
-            await self._look_at_refused()
             return None
         await self._journal.off_loop(records.stored, memory.memory_id)
         self._on_change()
@@ -223,8 +230,9 @@ class Memories:
             str(written.get("id") or memory.memory_id), is_stored=True, namespace=str(written.get("namespace") or "")
         )
 
-    async def _look_at_refused(self) -> None:
+    async def _look(self) -> None:
         try:
+            self.waiting = tuple(await self._journal.off_loop(self._journal.memories.waiting))
             self.refused = tuple(await self._journal.off_loop(self._journal.memories.refused))
         except JournalUnusable as error:
             log.debug("memory.not_looked", detail=str(error))

@@ -278,6 +278,14 @@ class Workspace:
                     "Check the disk. Some messages may be offered a second time.",
                 )
             )
+        if self._memories is not None and self._memories.waiting:
+            found.append(
+                Problem(
+                    "memory.waiting",
+                    f"{len(self._memories.waiting)} memories are not stored on the platform yet; they are kept here.",
+                    "Nothing is lost: they are stored, once, when the platform takes them.",
+                )
+            )
         for memory in self._memories.refused if self._memories is not None else ():
             found.append(
                 Problem(

@@ -9,6 +9,7 @@ from dataclasses import replace
 import anyio
 from structlog.testing import capture_logs
 
+from molecule_runtime.clock import ManualClock
 from molecule_runtime.reference_platform.config import PlatformConfig
 
 from .memories import a_plugin, beside, forget, recalled, remember, use
@@ -135,6 +136,9 @@ async def test_a_secret_reaches_no_database_log_or_event(config: PlatformConfig,
                         label = f"A_TOKEN={canary[:24]}"
                         await remember(platform, root, secrets, namespace=label)
                         assert len(await recalled(platform, root, namespace=label)) == 1
+                        # With the GLOBAL one that was given this label below, by the root of the first round.
+                        readable = await recalled(platform, root, namespace=label, readable="true")
+                        assert len(readable) == (1 if settings is config else 2)
                         await use(platform, root, "commit_memory", content=secrets)
                         if settings is config:
                             path = f"/workspaces/{root.id}/memories/{memory_id}"
@@ -213,3 +217,32 @@ async def test_bad_commits_and_changes_are_refused_in_the_contracts_words(platfo
             reply = await platform.http.request(verb, where, json=body, headers=member.headers)
             assert (reply.status_code, reply.json()) == (400, {"error": error}), body
     assert await recalled(platform, member) == []
+
+
+async def test_all_that_may_be_read_is_given_at_once(platform: Platform, clock: ManualClock) -> None:
+    """Own, the team's and everybody's memories in one order where `readable=true` asks for them, else one's own."""
+    root, stranger = await platform.create("root"), await platform.create("stranger")
+    child = await platform.create("child", parent_id=root.id)
+    await remember(platform, child, "tide tide tide")
+    clock.advance(1)
+    await remember(platform, root, "the tide of the team", "TEAM")
+    clock.advance(1)
+    await remember(platform, root, "the root's own tide")
+    await remember(platform, stranger, "tide for everybody", "GLOBAL")
+    answer = await platform.http.get(
+        f"/workspaces/{child.id}/memories", params={"readable": "true"}, headers=child.headers
+    )
+    assert answer.headers["Molecule-Readable"] == "true"
+    assert [(row["scope"], row["content"].split("]: ")[-1]) for row in answer.json()] == [
+        ("GLOBAL", "tide for everybody"),
+        ("TEAM", "the tide of the team"),
+        ("LOCAL", "tide tide tide"),
+    ]
+    assert (await recalled(platform, child, readable="true", q="tide"))[0] == "tide tide tide"
+    assert len(await recalled(platform, child, readable="true", q="tide", limit=2)) == 2
+    assert await recalled(platform, child) == ["tide tide tide"]
+    scoped = await platform.http.get(
+        f"/workspaces/{child.id}/memories", params={"readable": "true", "scope": "TEAM"}, headers=child.headers
+    )
+    assert "Molecule-Readable" not in scoped.headers
+    assert [row["scope"] for row in scoped.json()] == ["TEAM"]

@@ -97,6 +97,11 @@ async def test_v1_gives_every_reader_exactly_what_the_rules_allow(platform: Plat
             for query in ("", "memory") if root(reader) == "1" else ("",):
                 found = await recalled(platform, orgs.members[reader], scope=asked, q=query)
                 assert sorted(MARK.sub("", text) for text in found) == sorted(expected), (reader, asked, query)
+        scopes = ("LOCAL", "TEAM", "GLOBAL")
+        expected = {f"memory {s} of {w}" for w, s in written if any(allowed(reader, asked, w, s) for asked in scopes)}
+        for query in ("", "memory"):
+            found = await recalled(platform, orgs.members[reader], readable="true", q=query)
+            assert sorted(MARK.sub("", text) for text in found) == sorted(expected), (reader, "all", query)
 
 
 async def test_v2_gives_every_reader_exactly_what_the_rules_allow(config: PlatformConfig, plugin_url: str) -> None:
@@ -198,6 +203,8 @@ async def test_v1_after_the_cut_over_reads_and_writes_namespaces(config: Platfor
                 for query in ("", "memory"):
                     found = await recalled(platform, orgs.members[reader], scope=asked, q=query)
                     assert sorted(MARK.sub("", text) for text in found) == sorted(texts), (reader, asked)
+            found = await recalled(platform, orgs.members[reader], readable="true", q="memory")
+            assert sorted(MARK.sub("", text) for text in found) == sorted(expected[""]), reader
 
 
 def elsewhere(name: str) -> str:

@@ -93,7 +93,7 @@ async def test_a_plugin_that_fails_has_its_status_and_nothing_else_suffers(confi
 
 
 async def test_without_a_plugin_every_route_of_v2_says_how_to_get_one(platform: Platform) -> None:
-    """503 with the hint; v1 works on the table (contract 7.2)."""
+    """503 with the hint; v1 works on the table (contract 7.2). The bridge's 501 says that trying again is no use."""
     member = await platform.create()
     hint = "memory plugin is not configured (set MEMORY_PLUGIN_URL)"
     for verb, path in (("GET", "namespaces"), ("GET", "memories"), ("DELETE", f"memories/{uuid.uuid4()}")):
@@ -108,7 +108,7 @@ async def test_without_a_plugin_every_route_of_v2_says_how_to_get_one(platform: 
         ("list_readable_namespaces", {}),
     ):
         error = await refused(platform, member, tool, **arguments)
-        assert error == {"code": -32000, "message": hint, "data": {"status": 503}}
+        assert error == {"code": -32000, "message": hint, "data": {"status": 501}}
     await remember(platform, member, "by the table")
     assert await recalled(platform, member) == ["by the table"]
 

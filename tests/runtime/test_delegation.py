@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -186,6 +187,31 @@ async def test_a_cancelled_call_leaves_the_result_to_the_inbox_and_the_intent_op
     waiting.cancel()
     await asyncio.wait((waiting,))
     assert (await delegator.hand_over(worker.member.id, "Add")).delegation_id == record.delegation_id
+    await worker.reply(task, "3")
+    assert (await front.take())["text"] == "3"
+
+
+async def test_a_call_that_is_cancelled_before_it_waits_leaves_the_result_to_the_inbox_too(
+    sides: tuple[Side, Side],
+) -> None:
+    """Its word that it waits is on its way to the file, which another process holds just then."""
+    front, worker = sides
+    delegator = await front.delegator()
+    record = await delegator.hand_over(worker.member.id, "Add")
+    task = await worker.take()
+    journal = front.workspace._journal
+    assert journal is not None
+    with closing(sqlite3.connect(journal.path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        waiting = asyncio.create_task(delegator.result(record, 45))
+        await until(lambda: delegator._awaited[str(record.delegation_id)] == 1 and journal._in_use.locked())
+        waiting.cancel()
+        await asyncio.wait((waiting,), timeout=0.1)
+        other.execute("ROLLBACK")
+        with anyio.fail_after(10):
+            await asyncio.wait((waiting,))
+        await journal.off_loop(journal.position)  # calls take turns: what was left to end has ended
+        assert other.execute("SELECT awaited_until FROM delegations").fetchall() == [(None,)]
     await worker.reply(task, "3")
     assert (await front.take())["text"] == "3"
 

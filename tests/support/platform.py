@@ -106,17 +106,20 @@ class PlatformProcess:
         *,
         port: int = 0,
         workspace: str | None = None,
+        memory: bool = False,
         stops_within_s: float = 10,
         stderr: int = subprocess.DEVNULL,
         **env: str,
     ) -> None:
-        """`stderr` is a file descriptor for what it logs."""
+        """`memory`: with a memory plugin beside it. `stderr` is a file descriptor for what it logs."""
         self.database = database
         self._stops_within_s = stops_within_s
         command = [sys.executable, "-m", "molecule_mcp", "platform", "--json"]
         command += ["--port", str(port), "--db", str(database)]
         if workspace is not None:
             command += ["--workspace", workspace]
+        if memory:
+            command += ["--memory"]
         self._process = subprocess.Popen(
             command, env=clean_env(**env), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr
         )

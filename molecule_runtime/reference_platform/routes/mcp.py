@@ -25,7 +25,7 @@ from molecule_runtime.reference_platform.routes._mcp_tools import (
 )
 from molecule_runtime.reference_platform.routes._requests import path_id, read_json, store_failure
 from molecule_runtime.reference_platform.services.memory_plugin import PluginFailure
-from molecule_runtime.reference_platform.services.plugin_memories import status_of
+from molecule_runtime.reference_platform.services.plugin_memories import NOT_CONFIGURED, status_of
 
 PROTOCOL = "2024-11-05"
 SERVER = {"name": "molecule-a2a", "version": "1.0.0"}
@@ -99,7 +99,9 @@ async def _call(parts: Parts, workspace_id: str, posted: dict[str, Any]) -> str:
     except InvalidArguments as wrong:
         raise RpcError(INVALID_PARAMS, str(wrong)) from None
     except Refusal as refusal:
-        raise RpcError(TOOL_FAILED, refusal.text, status=refusal.status) from None
+        # What is not set up does not come by itself: a caller that may try 5xx again must not try this.
+        status = 501 if refusal.text == NOT_CONFIGURED else refusal.status
+        raise RpcError(TOOL_FAILED, refusal.text, status=status) from None
     except PluginFailure as failure:
         raise RpcError(TOOL_FAILED, failure_text(tool, failure), status=status_of(failure)) from None
 

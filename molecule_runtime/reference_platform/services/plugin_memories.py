@@ -92,7 +92,7 @@ class PluginMemories:
             Refusal: 404, unknown or removed workspace.
             StoreError: the database failed.
         """
-        return await self._store.read(_reach_of_living, workspace_id)
+        return await self._store.read(reach_of_living, workspace_id)
 
     async def commit(self, workspace_id: str, memory: NewMemory) -> Commit:
         """Store a memory; when this returns it is in the plugin.
@@ -157,7 +157,19 @@ class PluginMemories:
             StoreError: the database failed.
         """
         self.require_wired()
-        readable = (await self.reach(workspace_id)).readable_among(list(namespaces))
+        return await self.search_within(
+            await self.reach(workspace_id), namespaces, query=query, kinds=kinds, limit=limit
+        )
+
+    async def search_within(
+        self, reach: Reach, namespaces: Sequence[str], *, query: str = "", kinds: Sequence[str] = (), limit: int
+    ) -> list[PluginMemory]:
+        """`search` for a workspace whose reach was looked up just now.
+
+        Raises:
+            PluginFailure
+        """
+        readable = reach.readable_among(list(namespaces))
         if not readable:
             return []
         return await self._plugin.search(readable, query=query, kinds=kinds, limit=limit)
@@ -228,7 +240,7 @@ def status_of(failure: PluginFailure) -> int:
     return BAD_REQUEST if isinstance(failure, PluginRefusal) and failure.status in UNACCEPTABLE else 502
 
 
-def _reach_of_living(connection: Connection, workspace_id: str) -> Reach:
+def reach_of_living(connection: Connection, workspace_id: str) -> Reach:
     living_name(connection, workspace_id)
     return reach_of(connection, workspace_id)
 
