@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from molecule_runtime.clock import ManualClock
 from molecule_runtime.reference_platform.config import PlatformConfig
@@ -27,7 +28,8 @@ from .memories import SickPlugin, a_plugin, forget, recalled, refused, remember,
 from .support import Member, Platform, SqliteFile, running
 from .test_golden import GOLDEN, MEMORY, PEER, WORKSPACE, a_team, differences
 
-TIMEOUT_S = 0.3
+HUNG_S = 0.3
+"""How long a plugin that never answers is waited for."""
 WRITE = MemoryWrite(content="x", kind="fact", source="agent")
 WRITTEN = {"id": MEMORY, "namespace": "team:a"}
 
@@ -40,7 +42,7 @@ def database(tmp_path: Path, migrated_file: Path) -> SqliteFile:
 
 @asynccontextmanager
 async def wired(config: PlatformConfig, url: str) -> AsyncIterator[Platform]:
-    async with running(replace(config, memory_plugin_url=url, memory_plugin_timeout_s=TIMEOUT_S)) as platform:
+    async with running(replace(config, memory_plugin_url=url)) as platform:
         yield platform
 
 
@@ -67,9 +69,15 @@ async def test_a_plugin_that_fails_has_its_status_and_nothing_else_suffers(confi
     sick.answers = [answers.get(fault, (500, {"code": "internal", "message": "no luck"}))]
     async with sick.serving():
         url = f"http://127.0.0.1:{free_port()}" if fault == "away" else sick.url
+        if fault == "hang":
+            config = replace(config, memory_plugin_timeout_s=HUNG_S)
         async with wired(config, url) as platform:
             member = await platform.join()
-            found = await asked(platform, member)
+            with capture_logs() as logs:
+                found = await asked(platform, member)
+            failed = [log["log_level"] for log in logs if log["event"] == "memory_plugin.failed"]
+            # Who is sent away while nobody asks the plugin leaves no line.
+            assert failed == ["warning"] * 3 + ["debug"] * (0 if fault == "nonsense" else 2)
             if fault == "nonsense":  # any 2xx says that a memory is forgotten (contract 7.4)
                 found = {name: found[name] for name in ("commit", "recall", "search")}
             texts = {"recall": "search", "forget": "delete"}

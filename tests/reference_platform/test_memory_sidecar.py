@@ -102,7 +102,7 @@ async def test_without_a_database_for_it_the_start_names_the_variable(clock: Man
 
 
 STAND_IN = """
-import http.server, json, os
+import http.server, json, os, sys, threading
 class Answer(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200), self.end_headers(), self.wfile.write(b"{}")
@@ -112,6 +112,7 @@ class Answer(http.server.BaseHTTPRequestHandler):
         pass
 host, _, port = os.environ["MEMORY_PLUGIN_LISTEN_ADDR"].partition(":")
 server = http.server.HTTPServer((host, int(port)), Answer)
+threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
 print(json.dumps({"url": "http://%s:%d" % server.server_address}), flush=True)
 server.serve_forever()
 """

@@ -131,6 +131,7 @@ class Memories:
         Raises:
             Refusal, StoreError: as `recall`.
         """
+        query = replace(query, namespace=cleaned_label(query.namespace))
         in_table, reach = await self._store.read(_read_all, workspace_id, query)
         found = [_from_table(memory) for memory in in_table]
         if self._in_plugin.is_wired:
