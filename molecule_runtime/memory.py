@@ -21,6 +21,7 @@ from molecule_runtime.client import PlatformClient
 from molecule_runtime.clock import Clock, wait_for_event
 from molecule_runtime.errors import (
     BadReply,
+    InvalidArgument,
     JournalUnusable,
     MemoryUnknown,
     MoleculeError,
@@ -86,7 +87,7 @@ class Memories:
         """Remember something, by v1.
 
         Raises:
-            InvalidArgument: it is too long.
+            InvalidArgument: it is blank or too long.
             PlatformError: the platform does not take it.
             JournalUnusable: it cannot be kept here, and nothing was sent.
         """
@@ -103,6 +104,8 @@ class Memories:
 
     async def _commit(self, tool: str, arguments: Mapping[str, Any]) -> Committed:
         given = {**arguments, "content": well_formed(str(arguments["content"]))}
+        if not given["content"].strip():
+            raise InvalidArgument(argument="content", reason="it must not be blank")
         check_length("content", given["content"])
         memory = PendingMemory(str(uuid.uuid4()), tool, given, self._clock.now().timestamp())
         records = self._journal.memories
