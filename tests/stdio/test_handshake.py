@@ -28,7 +28,12 @@ def test_the_first_session_of_a_host_that_asks_for_the_modern_era_first(tmp_path
         result = host.initialize("2025-11-25")
         assert result == {
             "protocolVersion": "2025-11-25",
-            "capabilities": {"experimental": {"claude/channel": {}}, "tools": {"listChanged": False}},
+            "capabilities": {
+                "experimental": {"claude/channel": {}},
+                "prompts": {"listChanged": False},
+                "resources": {"listChanged": False, "subscribe": True},
+                "tools": {"listChanged": False},
+            },
             "serverInfo": {"name": "molecule-mcp", "title": "Molecule canvas", "version": __version__},
             "instructions": result["instructions"],
         }
