@@ -98,7 +98,7 @@ def test_a_batch_or_a_bare_value_is_an_invalid_request(rude_host: Host, line: by
         ),
         pytest.param({"id": 81, "method": "tools/call", "params": {"name": ""}}, (81, INVALID_PARAMS), id="no name"),
         pytest.param({"id": 82, "method": "no/such"}, (82, METHOD_NOT_FOUND), id="unknown method"),
-        pytest.param({"id": 83, "method": "completion/complete"}, (83, METHOD_NOT_FOUND), id="method not offered"),
+        pytest.param({"id": 83, "method": "tasks/list"}, (83, METHOD_NOT_FOUND), id="method not offered"),
         pytest.param(
             {"id": 84, "method": "logging/setLevel", "params": {"level": "info"}}, (84, METHOD_NOT_FOUND), id="setLevel"
         ),
