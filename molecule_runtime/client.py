@@ -52,7 +52,14 @@ from molecule_runtime.wire.delegations import (
     DelegationRow,
     UpdateRequest,
 )
-from molecule_runtime.wire.memories import BridgeReply, CommitMemoryReply, CommitMemoryRequest, MemoryRow
+from molecule_runtime.wire.memories import (
+    READABLE_HEADER,
+    READABLE_PARAM,
+    BridgeReply,
+    CommitMemoryReply,
+    CommitMemoryRequest,
+    MemoryRow,
+)
 from molecule_runtime.wire.registry import (
     HeartbeatReply,
     HeartbeatRequest,
@@ -342,6 +349,16 @@ class PlatformClient:
         params = {key: value for key, value in (("scope", scope), ("q", query), ("limit", limit)) if value}
         answer = await self._call("GET", path, pattern="/workspaces/:id/memories", params=params)
         return self._answers.read_list(memory_row, answer)
+
+    async def readable_memories(self, *, query: str = "", limit: int = 50) -> tuple[list[MemoryRow], bool]:
+        """The memories that this workspace may read, as `memories` gives them; False when they are only its own ones.
+
+        A platform other than ours gives those: the scopes TEAM and GLOBAL are to be asked for, too.
+        """
+        path = f"/workspaces/{self.workspace_id}/memories"
+        params = {key: value for key, value in (("q", query), ("limit", limit)) if value} | {READABLE_PARAM: "true"}
+        answer = await self._call("GET", path, pattern="/workspaces/:id/memories", params=params)
+        return self._answers.read_list(memory_row, answer), answer.headers.get(READABLE_HEADER) == "true"
 
     async def forget_memory(self, memory_id: str) -> None:
         """Delete a memory of this workspace.

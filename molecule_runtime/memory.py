@@ -125,11 +125,15 @@ class Memories:
         Raises:
             PlatformError
         """
-        scopes = (scope,) if scope is not None else tuple(MemoryScope)
         limit = min(limit, MAX_RECALLED)
-        asked = (self._client.memories(scope=one.value, query=query, limit=limit) for one in scopes)
-        lists = await asyncio.gather(*asked)
-        return merged(lists, ranked=bool(query))[:limit]
+        if scope is not None:
+            return (await self._client.memories(scope=scope.value, query=query, limit=limit))[:limit]
+        found, is_all = await self._client.readable_memories(query=query, limit=limit)
+        if is_all:
+            return found[:limit]
+        of_others = (MemoryScope.TEAM, MemoryScope.GLOBAL)
+        asked = (self._client.memories(scope=one.value, query=query, limit=limit) for one in of_others)
+        return merged([found, *await asyncio.gather(*asked)], ranked=bool(query))[:limit]
 
     async def forget(self, memory_id: str) -> None:
         """Delete a memory for good; one that waits to be stored never is.

@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 
 from docs.generate import PAGES
+from molecule_mcp.prompts import PROMPTS
+from molecule_mcp.resources import RESOURCES
+from molecule_mcp.tools.memory import TOOLS as MEMORY_TOOLS
 from molecule_runtime import DelegationRecord, __version__
 from molecule_runtime.delegation import headed
 from molecule_runtime.errors import OUTCOMES
@@ -33,10 +36,11 @@ def test_every_command_is_documented() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "molecule_mcp", "--help"], env=clean_env(), capture_output=True, text=True, check=True
     )
-    commands = re.findall(r"^  ([a-z]+)  ", done.stdout.partition("Commands:")[2], re.MULTILINE)
+    commands = re.findall(r"^  ([a-z-]+)  ", done.stdout.partition("Commands:")[2], re.MULTILINE)
     operating = (ROOT / "docs" / "operating.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (.*?) \| ", operating, re.MULTILINE)
     assert len(commands) >= 3
-    assert [command for command in commands if f"molecule-mcp {command}" not in operating] == []
+    assert [command for command in commands if not any(f"`molecule-mcp {command}" in row for row in rows)] == []
 
 
 def test_every_presence_state_and_setting_is_documented() -> None:
@@ -53,6 +57,17 @@ def test_every_state_of_a_job_is_documented() -> None:
     shown = {headed(_job(status), None)["status"] for status in DelegationStatus}
     assert [status for status in shown if f"| {status} |" not in page] == []
     assert [status for status in DelegationStatus if status.value not in page] == []
+
+
+def test_the_page_on_memory_names_all_of_it() -> None:
+    """docs/memory.md: tools, resources and prompts, and the variables that platform and plugin read."""
+    page = (ROOT / "docs" / "memory.md").read_text(encoding="utf-8")
+    names = {tool.name for tool in MEMORY_TOOLS} | {one.uri for one in RESOURCES} | {one.name for one in PROMPTS}
+    assert [name for name in sorted(names) if f"`{name}`" not in page] == []
+    read = [ROOT / "molecule_runtime" / part / "config.py" for part in ("reference_platform", "memory_plugin")]
+    variables = {name for path in read for name in re.findall(r'"(MEMORY_\w+)"', path.read_text(encoding="utf-8"))}
+    assert len(variables) >= 7
+    assert [name for name in sorted(variables) if f"| `{name}` |" not in page] == []
 
 
 def _job(status: DelegationStatus) -> DelegationRecord:

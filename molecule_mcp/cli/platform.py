@@ -112,6 +112,8 @@ def _announce(url: str, config: PlatformConfig, attached: Attached | None, *, as
         _output.json_line({"url": url} | ({"workspace": settings} if settings else {}))
         return
     _output.line(f"The platform answers at {url} (stop it with Ctrl-C).")
+    if config.memory_sidecar is not None and config.memory_sidecar.database and not config.memory_plugin_url:
+        _output.line(f"A memory plugin beside it keeps memories in {config.memory_sidecar.database}.")
     if settings is not None and attached is not None:
         _output.line(
             f"Workspace {attached.name!r} is {'new' if attached.created else 'reused'}; for the host's env block:"

@@ -98,7 +98,8 @@ class MemorySidecar:
         """Start the process and wait until it is healthy."""
         if config.database is None:
             raise SidecarFailed(
-                "its database is not known: with a PostgreSQL platform MEMORY_PLUGIN_DATABASE_URL is required"
+                "its database is not known: beside a platform whose database is a URL, "
+                "MEMORY_PLUGIN_DATABASE_URL is required"
             )
         command = [*self._command, *(("--db", config.database) if config.database else ())]
         env = {**config.environment, "MEMORY_PLUGIN_LISTEN_ADDR": config.listen_addr}
@@ -121,6 +122,7 @@ class MemorySidecar:
                     await asyncio.sleep(LOOK_S)
         except TimeoutError:
             raise SidecarFailed(f"it is not healthy after {self._gate_s:g} s") from None
+        self._plugin.begin_anew()  # what failed at this address before it was there does not count against it
         log.info("memory.sidecar_started", pid=self._process.pid)
 
     async def _announced(self, process: asyncio.subprocess.Process) -> str:
@@ -148,7 +150,7 @@ class MemorySidecar:
             pause_s = min(2 * pause_s, PAUSE_LONGEST_S)
             try:
                 await self._start(config)
-            except (SidecarFailed, OSError) as failure:
+            except Exception as failure:  # the edge of the loop: whatever it was, the next attempt may succeed
                 log.exception("memory.sidecar_failed", detail=str(failure), retry_s=pause_s)
                 await self._end()
 

@@ -74,6 +74,11 @@ class MemoryRow(WireModel):
     similarity_score: float | None = None
 
 
+READABLE_PARAM, READABLE_HEADER = "readable", "Molecule-Readable"
+"""Ours: `?readable=true` without a scope asks GET …/memories for all that the workspace may read, and the header with
+the value "true" says that it was given. Any other platform gives what it gives without a scope (contract 7.1)."""
+
+
 class UpdateMemoryRequest(WireModel):
     """PATCH …/memories/:memoryId; at least one of the two."""
 

@@ -107,7 +107,10 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Databas
 
 @pytest.fixture
 def config(database: Database) -> PlatformConfig:
-    """Development mode: loopback, no ADMIN_TOKEN. Its own sweeps never come, so that they do not race with a test's."""
+    """Development mode: loopback, no ADMIN_TOKEN. Its own sweeps never come, so that they do not race with a test's.
+
+    A memory plugin has time to answer on a busy machine.
+    """
     never = 10.0**9
     return PlatformConfig(
         database=database.url,
@@ -115,6 +118,7 @@ def config(database: Database) -> PlatformConfig:
         sweep_interval_s=never,
         pending_uploads_sweep_s=never,
         delegation_sweeper_interval_s=never,
+        memory_plugin_timeout_s=10,
     )
 
 

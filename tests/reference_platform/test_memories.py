@@ -7,9 +7,9 @@ import uuid
 from dataclasses import replace
 
 import anyio
-import pytest
 from structlog.testing import capture_logs
 
+from molecule_runtime.clock import ManualClock
 from molecule_runtime.reference_platform.config import PlatformConfig
 
 from .memories import a_plugin, beside, forget, recalled, remember, use
@@ -30,7 +30,9 @@ async def test_a_query_finds_substrings_of_scripts_without_spaces_and_ranks(plat
     assert await recalled(platform, member, q="full") == ["ｆｕｌｌ width"]
     assert await recalled(platform, member, q="nowhere") == []
     assert await recalled(platform, member, q='"AND* ( \x00 OR') == []
-    assert (await recalled(platform, member))[0] == "ｆｕｌｌ width"
+    await remember(platform, member, "labelled", namespace="\x00ops")
+    assert await recalled(platform, member, namespace="ops\x00") == ["labelled"]
+    assert (await recalled(platform, member))[1] == "ｆｕｌｌ width"
     assert len(await recalled(platform, member, limit=2)) == 2
 
 
@@ -112,8 +114,17 @@ async def test_what_everybody_reads_is_marked_and_audited_by_its_hash(platform: 
 
 
 async def test_a_secret_reaches_no_database_log_or_event(config: PlatformConfig, database: Database) -> None:
-    """Whatever the way and the scope, in the platform's tables and in the plugin's (contract 7.1)."""
-    canary = "canary" + "X9" * 20
+    """By every pattern, way and scope, in the platform's tables and in the plugin's, while they run (contract 7.1).
+
+    No piece of it either: an index would keep the beginnings of words.
+    """
+    canary = "qxzcanary" + "X9" * 20
+    secrets = (
+        f"DEPLOY_API_KEY={canary} a_token = {canary} 密钥A_SECRET={canary} Bearer {canary} sk-{canary} ctx7_{canary} "
+        f"{canary}"
+    )
+    labels = ("API_KEY", "TOKEN", "SECRET", "BEARER_TOKEN", "SK_TOKEN", "CTX7_TOKEN", "BASE64_BLOB")
+    kept = b""
     with capture_logs() as logs, beside(database) as other:
         async with a_plugin(other) as url:
             for settings in (config, replace(config, memory_plugin_url=url)):
@@ -121,23 +132,30 @@ async def test_a_secret_reaches_no_database_log_or_event(config: PlatformConfig,
                     root = await platform.create("root")
                     with platform.parts.bus.subscribe() as heard:
                         for scope in ("LOCAL", "TEAM", "GLOBAL"):
-                            text = f"{scope} DEPLOY_TOKEN={canary} sk-{canary} {canary}"
-                            memory_id = await remember(platform, root, text, scope)
-                        await use(platform, root, "commit_memory", content=f"Bearer {canary}")
+                            memory_id = await remember(platform, root, secrets, scope)
+                        label = f"A_TOKEN={canary[:24]}"
+                        await remember(platform, root, secrets, namespace=label)
+                        assert len(await recalled(platform, root, namespace=label)) == 1
+                        # With the GLOBAL one that was given this label below, by the root of the first round.
+                        readable = await recalled(platform, root, namespace=label, readable="true")
+                        assert len(readable) == (1 if settings is config else 2)
+                        await use(platform, root, "commit_memory", content=secrets)
                         if settings is config:
                             path = f"/workspaces/{root.id}/memories/{memory_id}"
-                            await platform.http.patch(
-                                path, json={"content": f"X_API_KEY={canary}"}, headers=root.headers
-                            )
+                            changes = {"content": f"now {secrets}", "namespace": label}
+                            reply = await platform.http.patch(path, json=changes, headers=root.headers)
+                            assert reply.json()["changed"] is True
                         else:
                             org = f"org:{root.id}"
-                            await use(platform, root, "commit_memory_v2", content=f"ctx7_{canary}", namespace=org)
-                            await use(platform, root, "commit_summary", content=f"A_SECRET={canary}")
+                            await use(platform, root, "commit_memory_v2", content=secrets, namespace=org)
+                            await use(platform, root, "commit_summary", content=secrets)
                         events = await platform.heard(heard)
-                    assert len(await recalled(platform, root)) == (4 if settings is config else 6)
-        kept = (database.everything() + other.everything()).lower()
-    assert b"[redacted:" in kept
-    assert canary.lower().encode() not in kept + repr((logs, events)).lower().encode()
+                    texts = await recalled(platform, root)
+                    assert len(texts) == (5 if settings is config else 7)
+                    assert all(text.count(f"[REDACTED:{label}]") == 1 for text in texts for label in labels)
+                    kept += database.everything() + other.everything()
+    assert b"[redacted:" in kept.lower()
+    assert b"qxzcanary" not in (kept + repr((logs, events)).encode()).lower()
 
 
 async def test_a_failing_store_is_said_and_never_taken_for_not_found(platform: Platform, database: Database) -> None:
@@ -172,40 +190,59 @@ async def test_a_purged_workspace_leaves_no_memory(platform: Platform, database:
         assert database.sql(f"SELECT count(*) FROM {table}") == [(0,)]
 
 
-@only("sqlite")  # the body never reaches the database
-@pytest.mark.parametrize(
-    ("body", "error"),
-    [
-        ({"scope": "LOCAL"}, "invalid request body"),
-        ({"content": " \x00", "scope": "LOCAL"}, "invalid request body"),
-        ({"content": "x"}, "invalid request body"),
-        ({"content": "x", "scope": "local"}, "scope must be LOCAL, TEAM, or GLOBAL"),
-        ({"content": "x", "scope": "LOCAL", "namespace": "n" * 51}, "namespace must be <= 50 characters"),
-        ({"content": "x", "scope": "LOCAL", "id": "7"}, "id must be a valid UUID"),
-    ],
+BAD_COMMITS = (
+    ({"scope": "LOCAL"}, "invalid request body"),
+    ({"content": " \x00", "scope": "LOCAL"}, "invalid request body"),
+    ({"content": "x"}, "invalid request body"),
+    ({"content": "x", "scope": "local"}, "scope must be LOCAL, TEAM, or GLOBAL"),
+    ({"content": "x", "scope": "LOCAL", "namespace": "n" * 51}, "namespace must be <= 50 characters"),
+    ({"content": "x", "scope": "LOCAL", "id": "7"}, "id must be a valid UUID"),
 )
-async def test_a_bad_commit_is_refused_in_the_contracts_words(platform: Platform, body: object, error: str) -> None:
-    """400, and nothing is stored (contract 7.1)."""
+BAD_CHANGES: tuple[tuple[object, str], ...] = (
+    ({}, "at least one of content or namespace must be set"),
+    ({"content": ""}, "content cannot be empty"),
+    ({"namespace": ""}, "namespace cannot be empty"),
+    ({"namespace": "n" * 51}, "namespace must be <= 50 characters"),
+    ([], "invalid request body"),
+)
+
+
+@only("sqlite")  # the bodies never reach the database
+async def test_bad_commits_and_changes_are_refused_in_the_contracts_words(platform: Platform) -> None:
+    """400 before anything is looked up, and nothing is stored (contract 7.1)."""
     member = await platform.create()
-    reply = await platform.http.post(f"/workspaces/{member.id}/memories", json=body, headers=member.headers)
-    assert (reply.status_code, reply.json()) == (400, {"error": error})
+    path = f"/workspaces/{member.id}/memories"
+    for verb, where, cases in (("POST", path, BAD_COMMITS), ("PATCH", f"{path}/{uuid.uuid4()}", BAD_CHANGES)):
+        for body, error in cases:
+            reply = await platform.http.request(verb, where, json=body, headers=member.headers)
+            assert (reply.status_code, reply.json()) == (400, {"error": error}), body
     assert await recalled(platform, member) == []
 
 
-@only("sqlite")
-@pytest.mark.parametrize(
-    ("body", "error"),
-    [
-        ({}, "at least one of content or namespace must be set"),
-        ({"content": ""}, "content cannot be empty"),
-        ({"namespace": ""}, "namespace cannot be empty"),
-        ({"namespace": "n" * 51}, "namespace must be <= 50 characters"),
-        ([], "invalid request body"),
-    ],
-)
-async def test_a_bad_change_is_refused_in_the_contracts_words(platform: Platform, body: object, error: str) -> None:
-    """400 before anything is looked up (contract 7.1)."""
-    member = await platform.create()
-    path = f"/workspaces/{member.id}/memories/{uuid.uuid4()}"
-    reply = await platform.http.patch(path, json=body, headers=member.headers)
-    assert (reply.status_code, reply.json()) == (400, {"error": error})
+async def test_all_that_may_be_read_is_given_at_once(platform: Platform, clock: ManualClock) -> None:
+    """Own, the team's and everybody's memories in one order where `readable=true` asks for them, else one's own."""
+    root, stranger = await platform.create("root"), await platform.create("stranger")
+    child = await platform.create("child", parent_id=root.id)
+    await remember(platform, child, "tide tide tide")
+    clock.advance(1)
+    await remember(platform, root, "the tide of the team", "TEAM")
+    clock.advance(1)
+    await remember(platform, root, "the root's own tide")
+    await remember(platform, stranger, "tide for everybody", "GLOBAL")
+    answer = await platform.http.get(
+        f"/workspaces/{child.id}/memories", params={"readable": "true"}, headers=child.headers
+    )
+    assert answer.headers["Molecule-Readable"] == "true"
+    assert [(row["scope"], row["content"].split("]: ")[-1]) for row in answer.json()] == [
+        ("GLOBAL", "tide for everybody"),
+        ("TEAM", "the tide of the team"),
+        ("LOCAL", "tide tide tide"),
+    ]
+    assert (await recalled(platform, child, readable="true", q="tide"))[0] == "tide tide tide"
+    assert len(await recalled(platform, child, readable="true", q="tide", limit=2)) == 2
+    assert await recalled(platform, child) == ["tide tide tide"]
+    scoped = await platform.http.get(
+        f"/workspaces/{child.id}/memories", params={"readable": "true", "scope": "TEAM"}, headers=child.headers
+    )
+    assert "Molecule-Readable" not in scoped.headers
+    assert [row["scope"] for row in scoped.json()] == ["TEAM"]

@@ -71,6 +71,14 @@ async def test_v1_gives_every_reader_exactly_what_the_rules_allow(platform: Plat
     written = [(name, scope) for name, scope in written if scope != "GLOBAL" or parent(name) is None]
     for name, scope in written:
         await remember(platform, orgs.members[name], f"memory {scope} of {name}", scope)
+    for name, member in orgs.members.items():
+        body = {"content": "memory", "scope": "GLOBAL"}
+        if parent(name) is not None:
+            reply = await platform.http.post(f"/workspaces/{member.id}/memories", json=body, headers=member.headers)
+            assert (reply.status_code, reply.json()) == (
+                403,
+                {"error": "only root workspaces can write GLOBAL memories"},
+            )
 
     def in_team(reader: str, writer: str) -> bool:
         if reader == writer or writer == parent(reader) or (parent(reader) is None and parent(writer) == reader):
@@ -85,9 +93,15 @@ async def test_v1_gives_every_reader_exactly_what_the_rules_allow(platform: Plat
     for reader in orgs.names:
         for asked in ("", "LOCAL", "TEAM", "GLOBAL"):
             expected = {f"memory {s} of {w}" for w, s in written if allowed(reader, asked, w, s)}
-            for query in ("", "memory"):
+            # A query goes another way through the table: asked from every kind of place, in one organisation.
+            for query in ("", "memory") if root(reader) == "1" else ("",):
                 found = await recalled(platform, orgs.members[reader], scope=asked, q=query)
                 assert sorted(MARK.sub("", text) for text in found) == sorted(expected), (reader, asked, query)
+        scopes = ("LOCAL", "TEAM", "GLOBAL")
+        expected = {f"memory {s} of {w}" for w, s in written if any(allowed(reader, asked, w, s) for asked in scopes)}
+        for query in ("", "memory"):
+            found = await recalled(platform, orgs.members[reader], readable="true", q=query)
+            assert sorted(MARK.sub("", text) for text in found) == sorted(expected), (reader, "all", query)
 
 
 async def test_v2_gives_every_reader_exactly_what_the_rules_allow(config: PlatformConfig, plugin_url: str) -> None:
@@ -141,10 +155,25 @@ async def test_v2_gives_every_reader_exactly_what_the_rules_allow(config: Platfo
                 for each in searched
                 if each["namespace"].startswith("org:")
             } == {True}
-            text = await use(platform, member, "search_memory", query="memory", namespaces=foreign)
+            text = await use(platform, member, "search_memory", namespaces=foreign, limit=100)
             assert json.loads(text) == {"memories": []}
-            for space in (foreign[0], f"workspace:{ids[elsewhere(name)]}", "nonsense"):
-                assert await read(member, namespace=space) == []
+            asked = [*foreign, "nonsense", *reach(name)]
+            text = await use(platform, member, "search_memory", namespaces=asked, limit=100)
+            assert sorted(MARK.sub("", each["content"]) for each in json.loads(text)["memories"]) == readable
+            if root(name) != "1":
+                continue
+            # One by one: each of one's own, and of others one of each kind, the nearest that is closed to one.
+            for space in reach(name):
+                assert await read(member, namespace=space) == sorted(kept[space])
+            below = next((other for other in orgs.names if parent(other) == name), "")
+            for space in (
+                *(f"workspace:{ids[other]}" for other in (parent(name), below, elsewhere(name)) if other),
+                f"team:{ids[elsewhere(team(name))]}",
+                f"org:{ids[elsewhere(root(name))]}",
+                *(f"org:{ids[name]}" for _ in "x" if parent(name)),
+                "nonsense",
+            ):
+                assert await read(member, namespace=space) == [], (name, space)
 
 
 @only("sqlite")  # the statements are those of the two above
@@ -174,6 +203,8 @@ async def test_v1_after_the_cut_over_reads_and_writes_namespaces(config: Platfor
                 for query in ("", "memory"):
                     found = await recalled(platform, orgs.members[reader], scope=asked, q=query)
                     assert sorted(MARK.sub("", text) for text in found) == sorted(texts), (reader, asked)
+            found = await recalled(platform, orgs.members[reader], readable="true", q="memory")
+            assert sorted(MARK.sub("", text) for text in found) == sorted(expected[""]), reader
 
 
 def elsewhere(name: str) -> str:

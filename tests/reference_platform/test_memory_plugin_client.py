@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from molecule_runtime.clock import ManualClock
 from molecule_runtime.reference_platform.config import PlatformConfig
@@ -27,8 +28,10 @@ from .memories import SickPlugin, a_plugin, forget, recalled, refused, remember,
 from .support import Member, Platform, SqliteFile, running
 from .test_golden import GOLDEN, MEMORY, PEER, WORKSPACE, a_team, differences
 
-TIMEOUT_S = 0.3
+HUNG_S = 0.3
+"""How long a plugin that never answers is waited for."""
 WRITE = MemoryWrite(content="x", kind="fact", source="agent")
+WRITTEN = {"id": MEMORY, "namespace": "team:a"}
 
 
 @pytest.fixture
@@ -39,7 +42,7 @@ def database(tmp_path: Path, migrated_file: Path) -> SqliteFile:
 
 @asynccontextmanager
 async def wired(config: PlatformConfig, url: str) -> AsyncIterator[Platform]:
-    async with running(replace(config, memory_plugin_url=url, memory_plugin_timeout_s=TIMEOUT_S)) as platform:
+    async with running(replace(config, memory_plugin_url=url)) as platform:
         yield platform
 
 
@@ -66,11 +69,17 @@ async def test_a_plugin_that_fails_has_its_status_and_nothing_else_suffers(confi
     sick.answers = [answers.get(fault, (500, {"code": "internal", "message": "no luck"}))]
     async with sick.serving():
         url = f"http://127.0.0.1:{free_port()}" if fault == "away" else sick.url
+        if fault == "hang":
+            config = replace(config, memory_plugin_timeout_s=HUNG_S)
         async with wired(config, url) as platform:
             member = await platform.join()
-            found = await asked(platform, member)
-            if fault == "nonsense":  # only a search reads what it is answered
-                found = {name: found[name] for name in ("recall", "search")}
+            with capture_logs() as logs:
+                found = await asked(platform, member)
+            failed = [log["log_level"] for log in logs if log["event"] == "memory_plugin.failed"]
+            # Who is sent away while nobody asks the plugin leaves no line.
+            assert failed == ["warning"] * 3 + ["debug"] * (0 if fault == "nonsense" else 2)
+            if fault == "nonsense":  # any 2xx says that a memory is forgotten (contract 7.4)
+                found = {name: found[name] for name in ("commit", "recall", "search")}
             texts = {"recall": "search", "forget": "delete"}
             assert found == {name: (502, {"error": f"memory plugin {texts.get(name, name)} failed"}) for name in found}
             error = await refused(platform, member, "search_memory")
@@ -84,7 +93,7 @@ async def test_a_plugin_that_fails_has_its_status_and_nothing_else_suffers(confi
 
 
 async def test_without_a_plugin_every_route_of_v2_says_how_to_get_one(platform: Platform) -> None:
-    """503 with the hint; v1 works on the table (contract 7.2)."""
+    """503 with the hint; v1 works on the table (contract 7.2). The bridge's 501 says that trying again is no use."""
     member = await platform.create()
     hint = "memory plugin is not configured (set MEMORY_PLUGIN_URL)"
     for verb, path in (("GET", "namespaces"), ("GET", "memories"), ("DELETE", f"memories/{uuid.uuid4()}")):
@@ -99,7 +108,7 @@ async def test_without_a_plugin_every_route_of_v2_says_how_to_get_one(platform: 
         ("list_readable_namespaces", {}),
     ):
         error = await refused(platform, member, tool, **arguments)
-        assert error == {"code": -32000, "message": hint, "data": {"status": 503}}
+        assert error == {"code": -32000, "message": hint, "data": {"status": 501}}
     await remember(platform, member, "by the table")
     assert await recalled(platform, member) == ["by the table"]
 
@@ -140,17 +149,35 @@ async def test_a_namespace_is_put_once_and_again_when_it_has_gone(clock: ManualC
     async with SickPlugin().serving() as sick:
         plugin = MemoryPlugin(sick.url, clock, timeout_s=5)
         put, post = "PUT /v1/namespaces/team%3Aa", "POST /v1/namespaces/team%3Aa/memories"
+        sick.answers = [(200, {}), (201, WRITTEN)]
         for _ in range(2):
             await plugin.write("team:a", NamespaceKind.TEAM, WRITE)
         assert sick.asked == [put, post, post]
         for status in (404, 500):
             sick.asked.clear()
-            sick.answers = [(status, {}), (200, {})]
+            sick.answers = [(status, {}), (200, {}), (201, WRITTEN)]
             await plugin.write("team:a", NamespaceKind.TEAM, WRITE)
             assert sick.asked == [post, put, post]
         sick.answers = [(400, {"code": "bad_request", "message": "too long"})]
         with pytest.raises(PluginRefusal, match="too long"):
             await plugin.write("team:a", NamespaceKind.TEAM, WRITE)
+        sick.answers = [(200, {}), (201, WRITTEN), "crash"]
+        await plugin.write("team:a", NamespaceKind.TEAM, WRITE)
+        sick.asked.clear()
+        with pytest.raises(PluginUnavailable):  # who does not answer is not asked again: callers wait
+            await plugin.write("team:a", NamespaceKind.TEAM, WRITE)
+        assert sick.asked == [post]
+        await plugin.close()
+
+
+async def test_a_memory_counts_as_stored_only_when_the_plugin_says_so(clock: ManualClock) -> None:
+    """Something else at its address may answer 200 to everything (contract 7.4)."""
+    async with SickPlugin().serving() as sick:
+        plugin = MemoryPlugin(sick.url, clock, timeout_s=5)
+        for body in ({}, [], b"<html>", b""):
+            sick.answers = [(200, body)]
+            with pytest.raises(PluginUnavailable, match="cannot be read"):
+                await plugin.write("team:a", NamespaceKind.TEAM, WRITE)
         await plugin.close()
 
 
@@ -184,6 +211,9 @@ async def test_what_was_written_before_the_cut_over_is_found_after_it(
         refused_edit = await platform.http.patch(f"{path}/{new}", json={"content": "x"}, headers=member.headers)
         assert refused_edit.status_code == 409
         assert [await forget(platform, member, memory_id) for memory_id in (old, new, old, new)] == [200, 200, 404, 404]
+        for memory_id in (old, new):
+            gone = await platform.http.patch(f"{path}/{memory_id}", json={"content": "x"}, headers=member.headers)
+            assert gone.status_code == 404
         assert await recalled(platform, member) == []
 
 
@@ -202,9 +232,17 @@ async def test_forgetting_is_final_and_only_for_the_writer(config: PlatformConfi
         assert (await refused(platform, mate, "commit_memory_v2", **sent))["data"] == {"status": 409}
         assert await seen(platform, mate) == ["told the team"]
         assert await forget(platform, mate, memory_id) == 404
+        told = {"memory_id": memory_id, "namespace": f"team:{root.id}"}
+        assert (await refused(platform, mate, "forget_memory", **told))["data"] == {"status": 404}
         assert await forget(platform, ours, memory_id, v2=True) == 404
+        assert await seen(platform, mate) == ["told the team"]
         assert await forget(platform, ours, memory_id) == 200
-        await use(platform, ours, "commit_memory_v2", **sent)
+        again = json.loads(await use(platform, ours, "commit_memory_v2", **sent))
+        assert again == {"id": memory_id, "namespace": f"team:{root.id}"}
+        assert await seen(platform, ours) == []
+        await use(platform, ours, "commit_memory_v2", **(sent | {"id": str(uuid.uuid4())}))
+        told["memory_id"] = json.loads(await use(platform, ours, "search_memory"))["memories"][0]["id"]
+        assert await use(platform, ours, "forget_memory", **told) == '{"forgotten":true}'
         assert await seen(platform, ours) == []
         own = json.loads(await use(platform, ours, "commit_memory_v2", content="own", pin=True))["id"]
         assert await forget(platform, mate, own, v2=True) == 404
@@ -229,20 +267,28 @@ async def test_golden_exchanges_of_v2(config: PlatformConfig, database: SqliteFi
 
 
 async def test_a_repeat_after_a_lost_answer_stores_once(config: PlatformConfig, database: SqliteFile) -> None:
-    """The plugin had it, the platform did not hear so: the same id goes on where the first attempt ended (ours)."""
-    memory_id = str(uuid.uuid4())
-    body = {"content": "once", "scope": "LOCAL", "id": memory_id}
+    """The plugin had it, the platform did not hear so: the same id goes on where the first attempt ended (ours).
+
+    Not when it was found and forgotten meanwhile: then the repeat of a writer who does not know stores nothing.
+    """
+    once, forgotten = [{"content": "once", "scope": "LOCAL", "id": str(uuid.uuid4())} for _ in range(2)]
     async with SickPlugin().serving() as sick:
-        sick.answers = [(200, {}), "crash"]
+        sick.answers = [(200, {}), "crash", (200, {}), "crash"]
         async with wired(config, sick.url) as platform:
             member = await platform.create()
             path = f"/workspaces/{member.id}/memories"
-            reply = await platform.http.post(path, json=body, headers=member.headers)
-            assert reply.status_code == 502
+            for body in (once, forgotten):
+                reply = await platform.http.post(path, json=body, headers=member.headers)
+                assert reply.status_code == 502
     async with a_plugin(SqliteFile(Path(f"{database.url}.memory"))) as url, wired(config, url) as platform:
-        for _ in range(2):
+        for body in (once, forgotten):
+            had = WRITE.model_copy(update={"id": body["id"], "content": body["content"]})
+            await platform.parts.memory_plugin.write(f"workspace:{member.id}", NamespaceKind.WORKSPACE, had)
+        assert await seen(platform, member) == ["once", "once"]
+        assert await forget(platform, member, forgotten["id"], v2=True) == 200
+        for body in (once, once, forgotten):
             reply = await platform.http.post(path, json=body, headers=member.headers)
-            assert (reply.status_code, reply.json()["id"]) == (201, memory_id)
+            assert (reply.status_code, reply.json()["id"]) == (201, body["id"])
         assert await recalled(platform, member) == ["once"]
 
 
@@ -260,7 +306,7 @@ async def test_an_organisations_memory_is_audited_once(config: PlatformConfig, d
 
 
 async def test_a_purged_workspace_takes_its_own_namespace_along(config: PlatformConfig, database: SqliteFile) -> None:
-    """What it told its team stays the team's (ours)."""
+    """What it told a team that remains stays the team's; a head takes along what only those below it read (ours)."""
     async with a_plugin(SqliteFile(Path(f"{database.url}.memory"))) as url, wired(config, url) as platform:
         root = await platform.create("root")
         child = await platform.create("child", parent_id=root.id)
@@ -268,8 +314,14 @@ async def test_a_purged_workspace_takes_its_own_namespace_along(config: Platform
         await remember(platform, child, "told the team", "TEAM")
         await platform.http.delete(f"/workspaces/{child.id}?purge=true", headers=platform.admin)
         assert await seen(platform, root) == ["told the team"]
-        found = await platform.parts.memory_plugin.search([f"workspace:{child.id}"], limit=10)
-        assert found == []
+        plugin = platform.parts.memory_plugin
+        assert await plugin.search([f"workspace:{child.id}"], limit=10) == []
+        for scope in ("LOCAL", "GLOBAL"):
+            await remember(platform, root, "of the root", scope)
+        spaces = [f"{kind}:{root.id}" for kind in ("workspace", "team", "org")]
+        assert len(await plugin.search(spaces, limit=10)) == 3
+        await platform.http.delete(f"/workspaces/{root.id}?purge=true", headers=platform.admin)
+        assert await plugin.search(spaces, limit=10) == []
 
 
 async def test_what_the_plugin_does_not_like_is_the_callers_fault(config: PlatformConfig, database: SqliteFile) -> None:
@@ -282,3 +334,15 @@ async def test_what_the_plugin_does_not_like_is_the_callers_fault(config: Platfo
         assert "bytes" in reply.json()["error"]
         answer = await rpc(platform, member, "tools/call", {"name": "search_memory", "arguments": {"kinds": ["x"]}})
         assert answer["error"]["data"] == {"status": 400}
+
+
+async def test_only_what_fails_for_ever_is_the_callers_fault(config: PlatformConfig) -> None:
+    """A plugin that is set up wrongly or asked too much gives 502: an agent gives up what is refused by 4xx (ours)."""
+    async with SickPlugin().serving() as sick, wired(config, sick.url) as platform:
+        member = await platform.create()
+        body = {"content": "x", "scope": "LOCAL"}
+        for said, status in ((302, 502), (401, 502), (404, 502), (429, 502), (400, 400), (413, 400), (422, 400)):
+            sick.answers = [(said, {"code": "x", "message": "no"})]
+            reply = await platform.http.post(f"/workspaces/{member.id}/memories", json=body, headers=member.headers)
+            error = await refused(platform, member, "commit_memory_v2", content="x")
+            assert (reply.status_code, error["data"]) == (status, {"status": status}), said

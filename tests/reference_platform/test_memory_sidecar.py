@@ -14,12 +14,14 @@ from pathlib import Path
 import anyio
 import httpx
 import pytest
+from typer.testing import CliRunner
 
+from molecule_mcp.cli import app
 from molecule_runtime.clock import ManualClock
 from molecule_runtime.reference_platform.config import PlatformConfig, SidecarConfig
 from molecule_runtime.reference_platform.memory_sidecar import MemorySidecar, SidecarFailed
-from molecule_runtime.reference_platform.services.memory_plugin import MemoryPlugin
-from tests.support.platform import clean_env, eventually
+from molecule_runtime.reference_platform.services.memory_plugin import MemoryPlugin, PluginUnavailable
+from tests.support.platform import clean_env, eventually, free_port
 
 from .memories import a_plugin
 from .support import SqliteFile, until
@@ -66,15 +68,18 @@ def test_the_plugin_of_a_platform_that_was_killed_is_gone_within_two_seconds(tmp
         eventually(lambda: is_alive(plugin), within_s=2, until=lambda alive: not alive)
 
 
-def test_a_plugin_that_does_not_come_up_stops_the_start_loudly(tmp_path: Path) -> None:
+def test_a_plugin_that_does_not_come_up_stops_the_start_loudly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     """Its address is taken by somebody who is no plugin: an exit code and a sentence (R11)."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        env = clean_env(MEMORY_V2_CUTOVER="true", MEMORY_PLUGIN_LISTEN_ADDR=address)
-        command = [sys.executable, "-m", "molecule_mcp", "platform", "--port", "0", "--db", str(tmp_path / "p.sqlite3")]
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=30, check=False)
-    assert (done.returncode, done.stdout) == (5, "")
+        monkeypatch.setenv("MEMORY_V2_CUTOVER", "true")
+        monkeypatch.setenv("MEMORY_PLUGIN_LISTEN_ADDR", address)
+        done = CliRunner().invoke(app, ["platform", "--port", "0", "--db", str(tmp_path / "p.sqlite3")])
+    assert (done.exit_code, done.stdout) == (5, "")
     assert "The memory plugin did not start: it ended with code 2." in done.stderr
+    assert address in capfd.readouterr().err  # the plugin's own words
 
 
 async def test_a_plugin_that_says_nothing_in_time_is_given_up_and_ended(tmp_path: Path, clock: ManualClock) -> None:
@@ -96,26 +101,57 @@ async def test_without_a_database_for_it_the_start_names_the_variable(clock: Man
             pytest.fail("there is no plugin")
 
 
-async def test_a_plugin_that_dies_is_started_again_with_growing_pauses(tmp_path: Path, clock: ManualClock) -> None:
-    """Calls fail by name meanwhile; after a second the next one serves (ours)."""
-    sidecar, plugin = a_sidecar(tmp_path, clock)
+STAND_IN = """
+import http.server, json, os, sys, threading
+class Answer(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200), self.end_headers(), self.wfile.write(b"{}")
+    def do_POST(self):
+        self.send_response(200), self.end_headers(), self.wfile.write(b'{"memories": []}')
+    def log_message(self, *_):
+        pass
+host, _, port = os.environ["MEMORY_PLUGIN_LISTEN_ADDR"].partition(":")
+server = http.server.HTTPServer((host, int(port)), Answer)
+threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
+print(json.dumps({"url": "http://%s:%d" % server.server_address}), flush=True)
+server.serve_forever()
+"""
+"""Enough of a plugin for what is tested of the one who keeps it; ours needs a second of CPU to start."""
+
+
+@pytest.mark.parametrize("has_address", [False, True])
+async def test_a_plugin_that_dies_is_started_again_with_growing_pauses(
+    tmp_path: Path, clock: ManualClock, has_address: bool
+) -> None:
+    """Calls fail by name meanwhile; when it serves again it is asked at once, whatever failed before (ours)."""
+    address = f"127.0.0.1:{free_port()}"
+    plugin = MemoryPlugin(f"http://{address}" if has_address else "", clock, timeout_s=5)
+    config = SidecarConfig(address if has_address else LISTEN, str(tmp_path / "m.sqlite3"), clean_env())
+    sidecar = MemorySidecar(config, plugin, clock, command=(sys.executable, "-S", "-c", STAND_IN))
     async with sidecar.running():
-        first = sidecar.pid
-        assert first is not None
-        assert await plugin.is_healthy()
-        os.kill(first, signal.SIGKILL)
+        for pause_s in (1, 2, 4):
+            died = sidecar.pid
+            assert died is not None
+            os.kill(died, signal.SIGKILL)
 
-        async def it_waits() -> bool:
-            return clock.sleepers == 1
+            async def it_waits() -> bool:
+                return clock.sleepers == 1
 
-        await until(it_waits)
-        assert not await plugin.is_healthy()
-        clock.advance(1)
+            await until(it_waits)
+            for _ in range(4):
+                with pytest.raises(PluginUnavailable):
+                    await plugin.search(["team:a"], limit=1)
+            clock.advance(pause_s - 0.1)
+            assert clock.sleepers == 1
+            assert sidecar.pid == died
+            clock.advance(0.1)
 
-        async def it_serves() -> bool:
-            return sidecar.pid != first and await plugin.is_healthy()
+            async def it_serves() -> bool:
+                with suppress(PluginUnavailable):
+                    return await plugin.search(["team:a"], limit=1) == []
+                return False
 
-        await until(it_serves)
+            await until(it_serves)
     assert sidecar.pid is None
     assert not await plugin.is_healthy()
     await plugin.close()

@@ -23,6 +23,12 @@ BASE64_33 = "QUJD" * 8 + "Q"
         ("ctx7_a1B2c3", "[REDACTED:CTX7_TOKEN]"),
         (f"blob {BASE64_33}== end", "blob [REDACTED:BASE64_BLOB] end"),
         ("密钥 X_TOKEN=秘密 世界", "密钥 [REDACTED:TOKEN] 世界"),
+        # Text without spaces around a secret.
+        ("密钥X_TOKEN=秘密 世界", "密钥[REDACTED:TOKEN] 世界"),
+        ("令牌是Bearer abc", "令牌是[REDACTED:BEARER_TOKEN]"),
+        ("密钥ctx7_a1B2，旧MY_ctx7_b", "密钥[REDACTED:CTX7_TOKEN]，旧MY_[REDACTED:CTX7_TOKEN]"),
+        ("密钥sk-abcdefghijklmnop", "密钥[REDACTED:SK_TOKEN]"),
+        ("X_TOKEN==abc", "[REDACTED:TOKEN]"),
         # The order: what is a token by its name is none by its form.
         (f"A_TOKEN=sk-{'a' * 40}", "[REDACTED:TOKEN]"),
         ("B_API_KEY=Bearer", "[REDACTED:API_KEY]"),

@@ -254,14 +254,24 @@ def rows(scope: str, *numbers: int) -> list[dict[str, Any]]:
 @respx.mock
 async def test_recall_without_a_scope_looks_into_all(memories: Memories) -> None:
     """agent-side 5: everything the workspace may read; the newest first, and with a query the best of each in turn."""
-    found = {"LOCAL": rows("LOCAL", 5, 1), "TEAM": rows("TEAM", 4, 5), "GLOBAL": rows("GLOBAL", 3)}
+    found = {"": rows("LOCAL", 5, 1), "TEAM": rows("TEAM", 4, 5), "GLOBAL": rows("GLOBAL", 3)}
     route = respx.get(MEMORIES).mock(
-        side_effect=lambda request: httpx.Response(200, json=found[request.url.params["scope"]])
+        side_effect=lambda request: httpx.Response(200, json=found[request.url.params.get("scope", "")])
     )
     assert [row.id for row in await memories.recall("", None, 10)] == ["m5", "m4", "m3", "m1"]
     assert [row.id for row in await memories.recall("x", None, 3)] == ["m5", "m4", "m3"]
-    assert [row.id for row in await memories.recall("", MemoryScope.TEAM, 10)] == ["m5", "m4"]
+    assert [row.id for row in await memories.recall("", MemoryScope.TEAM, 10)] == ["m4", "m5"]
     assert route.calls[-1].request.url.params["scope"] == "TEAM"
+
+
+@respx.mock
+async def test_a_platform_that_gives_all_at_once_is_asked_once(memories: Memories) -> None:
+    """The order is the platform's, which knows the scores."""
+    answer = httpx.Response(200, json=rows("LOCAL", 1, 5, 4), headers={"Molecule-Readable": "true"})
+    route = respx.get(MEMORIES).mock(return_value=answer)
+    assert [row.id for row in await memories.recall("x", None, 2)] == ["m1", "m5"]
+    assert dict(route.calls.last.request.url.params) == {"q": "x", "limit": "2", "readable": "true"}
+    assert route.call_count == 1
 
 
 def test_the_best_of_each_list_comes_first() -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-import structlog
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -25,8 +24,8 @@ from molecule_runtime.reference_platform.routes._mcp_tools import (
     failure_text,
 )
 from molecule_runtime.reference_platform.routes._requests import path_id, read_json, store_failure
-from molecule_runtime.reference_platform.services.memory_plugin import PluginFailure, PluginRefusal
-from molecule_runtime.reference_platform.services.plugin_memories import NOT_CONFIGURED
+from molecule_runtime.reference_platform.services.memory_plugin import PluginFailure
+from molecule_runtime.reference_platform.services.plugin_memories import NOT_CONFIGURED, status_of
 
 PROTOCOL = "2024-11-05"
 SERVER = {"name": "molecule-a2a", "version": "1.0.0"}
@@ -36,8 +35,6 @@ INVALID_PARAMS = -32602
 TOOL_FAILED = -32000
 MAX_NAME_CHARS = 100
 """Characters of an unknown name that are repeated in the answer."""
-
-log = structlog.get_logger(__name__)
 
 
 class RpcError(Exception):
@@ -106,9 +103,7 @@ async def _call(parts: Parts, workspace_id: str, posted: dict[str, Any]) -> str:
         status = 501 if refusal.text == NOT_CONFIGURED else refusal.status
         raise RpcError(TOOL_FAILED, refusal.text, status=status) from None
     except PluginFailure as failure:
-        log.warning("memory_plugin.failed", error=type(failure).__name__, detail=failure.reason)
-        status = 400 if isinstance(failure, PluginRefusal) else 502
-        raise RpcError(TOOL_FAILED, failure_text(tool, failure), status=status) from None
+        raise RpcError(TOOL_FAILED, failure_text(tool, failure), status=status_of(failure)) from None
 
 
 def _offered(parts: Parts) -> list[Tool]:

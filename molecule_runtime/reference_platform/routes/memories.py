@@ -25,6 +25,8 @@ from molecule_runtime.reference_platform.services.memory_plugin import PluginFai
 from molecule_runtime.reference_platform.services.memory_rules import DEFAULT_LABEL, LABEL_CHARS, memory_not_owned
 from molecule_runtime.reference_platform.services.plugin_memories import SOURCE, refuse_as_sent
 from molecule_runtime.wire.memories import (
+    READABLE_HEADER,
+    READABLE_PARAM,
     CommitMemoryRequest,
     MemoryDeleted,
     MemoryKind,
@@ -85,9 +87,12 @@ async def _recall(request: Request) -> Response:
         namespace=_text_param(request, "namespace"),
         limit=limit_param(request, default=LISTED, cap=LISTED),
     )
+    wants_readable = query.scope is None and request.query_params.get(READABLE_PARAM) == "true"
+    recall = parts.memories.recall_readable if wants_readable else parts.memories.recall
     with store_failure(500, "search failed"):
-        rows = await parts.memories.recall(workspace_id, query)
-    return JSONResponse([row.model_dump(mode="json", exclude_none=True) for row in rows])
+        rows = await recall(workspace_id, query)
+    headers = {READABLE_HEADER: "true"} if wants_readable else {}
+    return JSONResponse([row.model_dump(mode="json", exclude_none=True) for row in rows], headers=headers)
 
 
 async def _change(request: Request) -> Response:

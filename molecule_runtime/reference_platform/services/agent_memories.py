@@ -17,6 +17,7 @@ from molecule_runtime.wire.memories import MemoryScope
 from molecule_runtime.wire.registry import WorkspaceStatus
 
 _columns = agent_memories.c
+_SOME = select(_columns.no).limit(1)
 SHELVES = {MemoryScope.LOCAL: "1", MemoryScope.TEAM: "2", MemoryScope.GLOBAL: "3"}
 """What is searched at one time: the local rows of a workspace, its team rows, all global rows."""
 
@@ -89,24 +90,58 @@ def remove_own(connection: Connection, workspace_id: str, memory_id: str) -> boo
 def read(connection: Connection, workspace_id: str, query: TableQuery) -> list[TableMemory]:
     """What the workspace may read of a scope: best first for a query of two characters and more, else newest first."""
     writers = _team_of(connection, workspace_id) if query.scope is MemoryScope.TEAM else [workspace_id]
-    conditions = [_visible(query.scope, writers)]
-    if query.namespace:
-        conditions.append(_columns.namespace == query.namespace)
-    wanted = Query.parse(query.text) if len(query.text) > 1 else None
+    visible = _visible(query.scope, writers)
+    wanted = _wanted(query)
     if wanted is None:
-        if query.text:
-            conditions.append(_holds(query.text))
-        newest = select(agent_memories).where(*conditions).order_by(_columns.no.desc()).limit(query.limit)
-        return [_memory(row) for row in connection.execute(newest).mappings()]
+        return _newest(connection, query, visible)
     scopes = [query.scope] if query.scope is not None else list(MemoryScope)
-    shelves = dict.fromkeys(_shelf(scope, writer) for scope in scopes for writer in writers)
+    shelves = [_shelf(scope, writer) for scope in scopes for writer in writers]
     # Among the global rows of all, one's own are those that one wrote.
-    bound = {"writer": workspace_id if query.scope is None else "", "within": query.namespace}
-    hits = memory_texts.search(connection, wanted, list(shelves), limit=query.limit, bound=bound)
+    return _best(connection, query, wanted, shelves, visible, writer=workspace_id if query.scope is None else "")
+
+
+def read_all(connection: Connection, workspace_id: str, query: TableQuery) -> list[TableMemory]:
+    """What the workspace may read of every scope, best first for a query as in `read`, else the newest of each."""
+    if connection.execute(_SOME).first() is None:  # all are in the plugin
+        return []
+    team = _team_of(connection, workspace_id)
+    of_scopes = {scope: team if scope is MemoryScope.TEAM else [workspace_id] for scope in MemoryScope}
+    visible = [_visible(scope, writers) for scope, writers in of_scopes.items()]
+    wanted = _wanted(query)
+    if wanted is None:
+        return [memory for of_scope in visible for memory in _newest(connection, query, of_scope)]
+    shelves = [_shelf(scope, writer) for scope, writers in of_scopes.items() for writer in writers]
+    return _best(connection, query, wanted, shelves, or_(*visible))
+
+
+def _wanted(query: TableQuery) -> Query | None:
+    return Query.parse(query.text) if len(query.text) > 1 else None
+
+
+def _newest(connection: Connection, query: TableQuery, visible: ColumnElement[bool]) -> list[TableMemory]:
+    conditions = [visible, *_labelled(query)] + ([_holds(query.text)] if query.text else [])
+    newest = select(agent_memories).where(*conditions).order_by(_columns.no.desc()).limit(query.limit)
+    return [_memory(row) for row in connection.execute(newest).mappings()]
+
+
+def _best(
+    connection: Connection,
+    query: TableQuery,
+    wanted: Query,
+    shelves: list[str],
+    visible: ColumnElement[bool],
+    writer: str = "",
+) -> list[TableMemory]:
+    bound = {"writer": writer, "within": query.namespace}
+    hits = memory_texts.search(connection, wanted, list(dict.fromkeys(shelves)), limit=query.limit, bound=bound)
     # The rules once more: what a shelf holds follows from them, but they are what counts.
-    found = select(agent_memories).where(_columns.no.in_([hit.no for hit in hits]), *conditions)
+    found = select(agent_memories).where(_columns.no.in_([hit.no for hit in hits]), visible, *_labelled(query))
     rows = {row["no"]: row for row in connection.execute(found).mappings()}
     return [_memory(rows[hit.no], hit.score) for hit in hits if hit.no in rows]
+
+
+def _labelled(query: TableQuery) -> list[ColumnElement[bool]]:
+    return [_columns.namespace == query.namespace] if query.namespace else []
 
 
 def _visible(scope: MemoryScope | None, writers: Sequence[str]) -> ColumnElement[bool]:

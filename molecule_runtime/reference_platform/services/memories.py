@@ -6,7 +6,7 @@ loses nothing and needs no import. New ones go to one place only.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from sqlalchemy import Connection
@@ -17,12 +17,13 @@ from molecule_runtime.reference_platform.refusals import Refusal
 from molecule_runtime.reference_platform.services import agent_memories, memory_commits
 from molecule_runtime.reference_platform.services.agent_memories import TableMemory, TableQuery
 from molecule_runtime.reference_platform.services.memory_commits import Commit
-from molecule_runtime.reference_platform.services.memory_namespaces import reach_of
+from molecule_runtime.reference_platform.services.memory_namespaces import Reach, reach_of
 from molecule_runtime.reference_platform.services.memory_plugin import PluginFailure
 from molecule_runtime.reference_platform.services.memory_rules import (
     DEFAULT_LABEL,
     audit,
     cleaned,
+    cleaned_label,
     marked_global,
     memory_not_owned,
 )
@@ -31,6 +32,7 @@ from molecule_runtime.reference_platform.services.plugin_memories import (
     SOURCE,
     NewMemory,
     PluginMemories,
+    reach_of_living,
     refuse_as_sent,
 )
 from molecule_runtime.reference_platform.services.workspaces import living_name
@@ -89,6 +91,7 @@ class Memories:
         """
         if not content.replace("\x00", "").strip():
             raise Refusal(400, "invalid request body")
+        label = cleaned_label(label) or DEFAULT_LABEL
         wanted = Commit(id=memory_id or new_id(), workspace_id=workspace_id, scope=scope, label=label)
         if self._in_plugin.is_wired:
             commit = await self._commit_to_plugin(wanted, scope, content)
@@ -116,17 +119,29 @@ class Memories:
             Refusal: 404, the workspace; 502, the plugin failed.
             StoreError: the database failed.
         """
+        query = replace(query, namespace=cleaned_label(query.namespace))
         found = [_from_table(memory) for memory in await self._store.read(agent_memories.read, workspace_id, query)]
         if self._in_plugin.is_wired:
             found += await self._recall_from_plugin(workspace_id, query)
-            if len(query.text) > 1:
-                found.sort(key=lambda each: -(each.score or 0.0))
-            else:
-                found.sort(key=lambda each: (each.is_pinned, each.row.created_at), reverse=True)
-        return [each.row for each in found[: query.limit]]
+        return [each.row for each in _in_order(found, query)]
 
-    async def _recall_from_plugin(self, workspace_id: str, query: TableQuery) -> list[_Found]:
-        reach = await self._in_plugin.reach(workspace_id)
+    async def recall_readable(self, workspace_id: str, query: TableQuery) -> list[MemoryRow]:
+        """Everything that the workspace may read, of all scopes, in the order of `recall`; `query` names no scope.
+
+        Raises:
+            Refusal, StoreError: as `recall`.
+        """
+        query = replace(query, namespace=cleaned_label(query.namespace))
+        in_table, reach = await self._store.read(_read_all, workspace_id, query)
+        found = [_from_table(memory) for memory in in_table]
+        if self._in_plugin.is_wired:
+            found += await self._recall_from_plugin(workspace_id, query, reach)
+        return [each.row for each in _in_order(found, query)]
+
+    async def _recall_from_plugin(
+        self, workspace_id: str, query: TableQuery, known: Reach | None = None
+    ) -> list[_Found]:
+        reach = known or await self._in_plugin.reach(workspace_id)
         names = {
             None: [namespace.name for namespace in reach.readable],
             MemoryScope.LOCAL: [reach.workspace.name],
@@ -136,7 +151,7 @@ class Memories:
         # Which label a memory has only we know, so there must be enough to choose from.
         limit = PLUGIN_PAGE if query.namespace else query.limit
         try:
-            memories = await self._in_plugin.search(workspace_id, namespaces=names, query=query.text, limit=limit)
+            memories = await self._in_plugin.search_within(reach, names, query=query.text, limit=limit)
         except PluginFailure as failure:
             refuse_as_sent(failure, "memory plugin search failed")
         found = [_from_plugin(memory) for memory in memories]
@@ -165,11 +180,25 @@ class Memories:
             return
         try:
             # The workspace wrote it there, though it may have been moved to another team since: no check of its reach.
-            forgotten = await self._in_plugin.forget_own(memory_id, namespace)
+            forgotten = await self._in_plugin.forget_own(workspace_id, memory_id, namespace)
         except PluginFailure as failure:
             refuse_as_sent(failure, "memory plugin delete failed")
         if not forgotten:
             raise memory_not_owned()
+
+
+def _read_all(connection: Connection, workspace_id: str, query: TableQuery) -> tuple[list[TableMemory], Reach]:
+    """Both in one go: a trip to the database costs more than what is asked there."""
+    return agent_memories.read_all(connection, workspace_id, query), reach_of_living(connection, workspace_id)
+
+
+def _in_order(found: list[_Found], query: TableQuery) -> list[_Found]:
+    """As many as are wanted: best first for a query, else pinned first and then newest; of equals the earlier found."""
+    if len(query.text) > 1:
+        found.sort(key=lambda each: -(each.score or 0.0))
+    else:
+        found.sort(key=lambda each: (each.is_pinned, each.row.created_at), reverse=True)
+    return found[: query.limit]
 
 
 def _commit_to_table(connection: Connection, wanted: Commit, scope: MemoryScope, content: str, now: datetime) -> Commit:
@@ -199,7 +228,7 @@ def _change(
         raise memory_not_owned()
     for_everybody = row["scope"] == MemoryScope.GLOBAL
     text = row["content"] if content is None else cleaned(content, for_everybody=for_everybody)
-    namespace = row["namespace"] if label is None else label
+    namespace = row["namespace"] if label is None else cleaned_label(label) or DEFAULT_LABEL
     changed = (text, namespace) != (row["content"], row["namespace"])
     if changed:
         agent_memories.change(connection, row, namespace=namespace, content=text, now=now)

@@ -21,7 +21,8 @@ _columns = memory_commits.c
 
 @dataclass(frozen=True)
 class Commit:
-    """One line. `scope` and `label` are of v1; `namespace` is the plugin's, None for a memory in the platform's table.
+    """One line. `scope` and `label` are of v1; `namespace` is the plugin's, None for a memory that is not there: it is
+    in the platform's table, or forgotten.
 
     `is_stored` says that the memory is (or was) where it belongs.
     """
@@ -82,3 +83,9 @@ def mark_stored(connection: Connection, memory_id: str, now: datetime) -> bool:
     """Note that the memory is where it belongs; False when that was known."""
     statement = update(memory_commits).where(_columns.id == memory_id, _columns.stored_at.is_(None))
     return connection.execute(statement.values(stored_at=now)).rowcount > 0
+
+
+def mark_forgotten(connection: Connection, memory_id: str, now: datetime) -> None:
+    """Note that the memory is in the plugin no more, and that it was: a repeat must not bring it back."""
+    mark_stored(connection, memory_id, now)
+    connection.execute(update(memory_commits).where(_columns.id == memory_id).values(namespace=None))

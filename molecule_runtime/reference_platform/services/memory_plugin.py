@@ -22,6 +22,7 @@ from molecule_runtime.reference_platform import strict_json
 from molecule_runtime.wire.memories import (
     ForgetRequest,
     MemoryWrite,
+    MemoryWritten,
     NamespaceKind,
     PluginMemory,
     PutNamespaceRequest,
@@ -37,6 +38,8 @@ MAX_ANSWER_BYTES = 32 * 1024 * 1024
 MAX_MESSAGE_CHARS = 300
 """Characters of a plugin's own words that are passed on."""
 NOT_FOUND = 404
+NO_NAMESPACE = (NOT_FOUND, 500)
+"""By which plugins say that there is no such namespace, which may have gone meanwhile (contract 7.4)."""
 
 log = structlog.get_logger(__name__)
 
@@ -44,23 +47,27 @@ M = TypeVar("M", bound=BaseModel)
 
 
 class PluginFailure(Exception):
-    """The plugin did not do what it was asked; `reason` is for the operator."""
+    """The plugin did not do what it was asked; `reason` is for the operator, `status` what it answered, if it did."""
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, status: int | None = None) -> None:
         super().__init__(reason)
         self.reason = reason
+        self.status = status
 
 
 class PluginUnavailable(PluginFailure):
     """It cannot say: away, too slow, out of order, or not asked because it was a moment ago."""
 
 
-class PluginRefusal(PluginFailure):
-    """It understood and said no: a 4xx; `status` tells which."""
+class PluginLeftAlone(PluginUnavailable):
+    """It was not asked because it was unavailable a moment ago."""
 
-    def __init__(self, status: int, reason: str) -> None:
-        super().__init__(reason)
-        self.status = status
+    def __init__(self) -> None:
+        super().__init__("it failed repeatedly and is not asked for up to a minute")
+
+
+class PluginRefusal(PluginFailure):
+    """It understood and said no: any answer from 300 to 499."""
 
 
 class Breaker:
@@ -114,6 +121,10 @@ class MemoryPlugin:
     def connect(self, url: str) -> None:
         """Talk to a plugin at another address from now on: it has just begun to serve there."""
         self._url = url
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """Forget what was known of the plugin: another process answers now."""
         self._breaker = Breaker(self._clock)
         self._known.clear()
 
@@ -136,15 +147,15 @@ class MemoryPlugin:
         if not known:
             await self._put_namespace(namespace, kind)
         try:
-            await self._call("POST", path, memory)
-            return
+            written = await self._call("POST", path, memory)
         except PluginFailure as failure:
-            # The namespace may have gone meanwhile: some plugins say so with 404, others with 500 (contract 7.4).
             self._known.discard(namespace)
-            if not known or not _may_lack_the_namespace(failure):
+            if not known or failure.status not in NO_NAMESPACE:
                 raise
-        await self._put_namespace(namespace, kind)
-        await self._call("POST", path, memory)
+            await self._put_namespace(namespace, kind)
+            written = await self._call("POST", path, memory)
+        # Whoever answers 200 to everything has stored nothing.
+        _read(MemoryWritten, written)
 
     async def search(
         self, namespaces: Sequence[str], *, query: str = "", kinds: Sequence[str] = (), limit: int
@@ -198,7 +209,7 @@ class MemoryPlugin:
 
     async def _call(self, method: str, path: str, body: BaseModel | None) -> bytes:
         if not self._breaker.admits():
-            raise PluginUnavailable("it failed repeatedly and is not asked for up to a minute")
+            raise PluginLeftAlone
         try:
             status, content = await self._exchange(method, path, body)
         except PluginUnavailable:
@@ -206,10 +217,10 @@ class MemoryPlugin:
             raise
         if status >= httpx.codes.INTERNAL_SERVER_ERROR or status < httpx.codes.OK:
             self._breaker.failed()
-            raise PluginUnavailable(f"it answered {status}: {_message(content)}")
+            raise PluginUnavailable(f"it answered {status}: {_message(content)}", status)
         self._breaker.succeeded()
         if status >= httpx.codes.MULTIPLE_CHOICES:
-            raise PluginRefusal(status, _message(content))
+            raise PluginRefusal(_message(content), status)
         return content
 
     async def _exchange(self, method: str, path: str, body: BaseModel | None) -> tuple[int, bytes]:
@@ -238,10 +249,6 @@ class MemoryPlugin:
                 transport=self._transport, trust_env=False, follow_redirects=False, timeout=None
             )
         return self._client
-
-
-def _may_lack_the_namespace(failure: PluginFailure) -> bool:
-    return not isinstance(failure, PluginRefusal) or failure.status == NOT_FOUND
 
 
 def _read(model: type[M], content: bytes) -> M:

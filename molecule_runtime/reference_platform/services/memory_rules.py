@@ -27,6 +27,11 @@ def cleaned(content: str, *, for_everybody: bool) -> str:
     return text.replace(MARK, ESCAPED_MARK) if for_everybody else text
 
 
+def cleaned_label(label: str) -> str:
+    """The namespace of v1 as it is stored and looked for: what is taken out of a text is taken out here too."""
+    return redacted(label.replace("\x00", ""))
+
+
 def marked_global(memory_id: str, workspace_id: str | None, content: str) -> str:
     """How v1 shows a memory of scope GLOBAL: who says so is part of the text."""
     return f"{MARK}id={memory_id} scope={MemoryScope.GLOBAL} from={workspace_id or 'unknown'}]: {content}"

@@ -7,8 +7,9 @@ where the first attempt ended; the plugin replaces what has the same id.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import NoReturn
 
@@ -21,7 +22,12 @@ from molecule_runtime.reference_platform.refusals import Refusal
 from molecule_runtime.reference_platform.services import memory_commits
 from molecule_runtime.reference_platform.services.memory_commits import Commit
 from molecule_runtime.reference_platform.services.memory_namespaces import Namespace, Reach, reach_of
-from molecule_runtime.reference_platform.services.memory_plugin import MemoryPlugin, PluginFailure, PluginRefusal
+from molecule_runtime.reference_platform.services.memory_plugin import (
+    MemoryPlugin,
+    PluginFailure,
+    PluginLeftAlone,
+    PluginRefusal,
+)
 from molecule_runtime.reference_platform.services.memory_rules import audit, cleaned
 from molecule_runtime.reference_platform.services.workspaces import living_name
 from molecule_runtime.reference_platform.store.engine import Store
@@ -36,7 +42,8 @@ from molecule_runtime.wire.memories import (
 
 NOT_CONFIGURED = "memory plugin is not configured (set MEMORY_PLUGIN_URL)"
 FORBIDDEN = 403
-UNACCEPTABLE = (400, 413, 422)
+BAD_REQUEST = 400
+UNACCEPTABLE = (BAD_REQUEST, 413, 422)
 """Statuses by which a plugin refuses what the caller sent, such as a text that is too long."""
 SOURCE = "source_workspace_id"
 LABEL = "label"
@@ -85,7 +92,7 @@ class PluginMemories:
             Refusal: 404, unknown or removed workspace.
             StoreError: the database failed.
         """
-        return await self._store.read(_reach_of_living, workspace_id)
+        return await self._store.read(reach_of_living, workspace_id)
 
     async def commit(self, workspace_id: str, memory: NewMemory) -> Commit:
         """Store a memory; when this returns it is in the plugin.
@@ -111,8 +118,8 @@ class PluginMemories:
             namespace=namespace.name,
         )
         commit = await self._store.write(memory_commits.claim, wanted, self._clock.now())
-        if commit.is_stored:
-            return commit
+        if commit.is_stored:  # one that was forgotten since has no namespace any more
+            return replace(commit, namespace=commit.namespace or namespace.name)
         propagation = {SOURCE: workspace_id} | ({LABEL: memory.label} if memory.label else {})
         sent = MemoryWrite(
             id=commit.id,
@@ -150,13 +157,25 @@ class PluginMemories:
             StoreError: the database failed.
         """
         self.require_wired()
-        readable = (await self.reach(workspace_id)).readable_among(list(namespaces))
+        return await self.search_within(
+            await self.reach(workspace_id), namespaces, query=query, kinds=kinds, limit=limit
+        )
+
+    async def search_within(
+        self, reach: Reach, namespaces: Sequence[str], *, query: str = "", kinds: Sequence[str] = (), limit: int
+    ) -> list[PluginMemory]:
+        """`search` for a workspace whose reach was looked up just now.
+
+        Raises:
+            PluginFailure
+        """
+        readable = reach.readable_among(list(namespaces))
         if not readable:
             return []
         return await self._plugin.search(readable, query=query, kinds=kinds, limit=limit)
 
     async def forget(self, workspace_id: str, memory_id: str, namespace: str = "") -> bool:
-        """Delete a memory of a namespace that the workspace may write; False when there is none of this id.
+        """Delete a memory of a namespace that the workspace may write; False when it has none of this id there.
 
         Raises:
             Refusal: 403, it may not; 404, the workspace; 503, no plugin.
@@ -168,26 +187,36 @@ class PluginMemories:
         wanted = namespace or reach.workspace.name
         if wanted not in [each.name for each in reach.writable]:
             raise Refusal(403, f"workspace {workspace_id} cannot forget memory in namespace {wanted}")
-        return await self._plugin.forget(memory_id, wanted)
+        if not await self._store.read(_may_forget, workspace_id, memory_id):
+            return False
+        return await self.forget_own(workspace_id, memory_id, wanted)
 
-    async def forget_own(self, memory_id: str, namespace: str) -> bool:
+    async def forget_own(self, workspace_id: str, memory_id: str, namespace: str) -> bool:
         """Delete a memory that its line in `memory_commits` says the caller wrote; False when it is gone.
 
         Raises:
             PluginFailure
+            StoreError: the database failed.
         """
-        return await self._plugin.forget(memory_id, namespace)
+        if not await self._plugin.forget(memory_id, namespace):
+            return False
+        # Its writer may not have heard that it was stored; now a repeat must not bring it back.
+        await self._store.write(memory_commits.mark_forgotten, memory_id, self._clock.now())
+        return True
 
     async def purge(self, workspace_ids: Sequence[str]) -> None:
-        """Delete what workspaces kept for themselves; what they told their team stays the team's.
+        """Delete what workspaces kept for themselves, and what was told to those that they were the head or root of:
+        all of them are purged too. What they told a team that remains stays the team's.
 
         A plugin that fails is logged: the workspaces are gone either way, and nobody can read what is left.
         """
         for workspace_id in workspace_ids if self._plugin.is_wired else ():
-            try:
-                await self._plugin.delete_namespace(f"{NamespaceKind.WORKSPACE}:{workspace_id}")
-            except PluginFailure as failure:
-                log.warning("memory_plugin.purge_failed", workspace_id=workspace_id, detail=failure.reason)
+            for kind in (NamespaceKind.WORKSPACE, NamespaceKind.TEAM, NamespaceKind.ORG):
+                try:
+                    await self._plugin.delete_namespace(f"{kind}:{workspace_id}")
+                except PluginFailure as failure:
+                    log.warning("memory_plugin.purge_failed", workspace_id=workspace_id, detail=failure.reason)
+                    break
 
 
 def refuse_as_sent(failure: PluginFailure, text: str) -> NoReturn:
@@ -196,13 +225,22 @@ def refuse_as_sent(failure: PluginFailure, text: str) -> NoReturn:
     Raises:
         Refusal
     """
-    log.warning("memory_plugin.failed", error=type(failure).__name__, detail=failure.reason)
-    if isinstance(failure, PluginRefusal) and failure.status in UNACCEPTABLE:
-        raise Refusal(400, failure.reason)
-    raise Refusal(502, text)
+    status = status_of(failure)
+    raise Refusal(status, failure.reason if status == BAD_REQUEST else text)
 
 
-def _reach_of_living(connection: Connection, workspace_id: str) -> Reach:
+def status_of(failure: PluginFailure) -> int:
+    """Log a plugin that failed; 400 when the same request fails for ever, 502 when it may do later.
+
+    A 401 or 404 says that something is set up wrongly, a 429 that it is too much: the memory is to be sent again.
+    """
+    # Callers that are sent away before the next attempt are one story, not a line each.
+    level = logging.DEBUG if isinstance(failure, PluginLeftAlone) else logging.WARNING
+    log.log(level, "memory_plugin.failed", error=type(failure).__name__, detail=failure.reason)
+    return BAD_REQUEST if isinstance(failure, PluginRefusal) and failure.status in UNACCEPTABLE else 502
+
+
+def reach_of_living(connection: Connection, workspace_id: str) -> Reach:
     living_name(connection, workspace_id)
     return reach_of(connection, workspace_id)
 
@@ -212,6 +250,12 @@ def _writable(reach: Reach, name: str) -> Namespace:
         if name in ("", namespace.name):
             return namespace
     raise Refusal(403, f"workspace {reach.workspace.owner} cannot write to namespace {name}")
+
+
+def _may_forget(connection: Connection, workspace_id: str, memory_id: str) -> bool:
+    """Whether the memory is the workspace's own; one that came by another way is whose the namespace is."""
+    commit = memory_commits.find(connection, memory_id)
+    return commit is None or commit.workspace_id == workspace_id
 
 
 def _stored(connection: Connection, commit: Commit, audited: str | None, now: datetime) -> None:

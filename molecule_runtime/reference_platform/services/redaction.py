@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import re
 
+_START = "(?<![A-Za-z0-9_])"
+"""Where a name begins. Not \\b, for which a Chinese character is a letter: text without spaces holds secrets too."""
+_ASSIGNED = rf"(?i){_START}(?:[A-Z0-9_]+_)?{{}}[^\S\n]*=(?!=\s)[^\S\n]*\S+"
+"""A name with a value. Two "=" with a space behind compare, and what is compared is seldom a secret."""
 _PATTERNS = tuple(
     (re.compile(pattern), f"[REDACTED:{label}]")
     for pattern, label in (
-        # One "=": two of them compare, and what is compared is seldom a secret.
-        (r"(?i)\b(?:[A-Z0-9_]+_)?API_KEY[^\S\n]*=(?!=)[^\S\n]*\S+", "API_KEY"),
-        (r"(?i)\b(?:[A-Z0-9_]+_)?TOKEN[^\S\n]*=(?!=)[^\S\n]*\S+", "TOKEN"),
-        (r"(?i)\b(?:[A-Z0-9_]+_)?SECRET[^\S\n]*=(?!=)[^\S\n]*\S+", "SECRET"),
-        (r"\bBearer\s+\S+", "BEARER_TOKEN"),
+        (_ASSIGNED.format("API_KEY"), "API_KEY"),
+        (_ASSIGNED.format("TOKEN"), "TOKEN"),
+        (_ASSIGNED.format("SECRET"), "SECRET"),
+        (rf"{_START}Bearer\s+\S+", "BEARER_TOKEN"),
         (r"(?<![A-Za-z0-9])sk-[A-Za-z0-9_-]{16,}", "SK_TOKEN"),  # not in the middle of "risk-..." and "task-..."
-        (r"\bctx7_[A-Za-z0-9_-]+", "CTX7_TOKEN"),
+        (r"ctx7_[A-Za-z0-9_-]+", "CTX7_TOKEN"),
         (r"[A-Za-z0-9+/]{33,}={0,2}", "BASE64_BLOB"),
     )
 )

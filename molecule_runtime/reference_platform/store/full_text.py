@@ -24,6 +24,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     MetaData,
+    Select,
     Table,
     Text,
     TypeDecorator,
@@ -97,6 +98,8 @@ class FullText:
             .limit(POOL)
         )
         self._some = select(no).limit(POOL)
+        matching = literal_column(name).op("MATCH", is_comparison=True)(bindparam("matching"))
+        self._newest_matching, self._some_matching = self._newest.where(matching), self._some.where(matching)
         self._delete = delete(self._terms).where(no == bindparam("no"))
         self._insert = insert(self._terms)
 
@@ -115,8 +118,7 @@ class FullText:
         bound: Mapping[str, Any],
     ) -> list[Hit]:
         """The best rows on these shelves, best first; of equals the newest first. `bound` is for the conditions."""
-        holding = self._promising(connection, query, shelves)
-        statement = self._newest.where(holding)
+        statement, bound = self._promising(connection, query, shelves, bound)
         found: list[tuple[float, int]] = []
         characters, older_than = 0, NEWER_THAN_ALL
         for _ in range(PAGES):
@@ -133,28 +135,40 @@ class FullText:
                 break
         return [Hit(no, score) for score, no in sorted(found, reverse=True)[:limit]]
 
-    def _promising(self, connection: Connection, query: Query, shelves: Sequence[int | str]) -> ColumnElement[bool]:
-        """Rows of the index that may match.
+    def _promising(
+        self, connection: Connection, query: Query, shelves: Sequence[int | str], bound: Mapping[str, Any]
+    ) -> tuple[Select[Any], Mapping[str, Any]]:
+        """What selects the rows that may match, the newest first, and what is bound in it.
 
         One term that few rows have is enough: the index then need not go through the many that have the others.
         """
         terms = query.terms[:TERMS_AT_ONCE]
-        for term in terms if len(terms) > 1 else ():
-            holding = self._holding(connection, [term], shelves)
-            if len(connection.execute(self._some.where(holding)).all()) < POOL:
-                return holding
-        return self._holding(connection, terms, shelves)
+        for term in terms if len(terms) > 1 and connection.dialect.name == "postgresql" else ():
+            few, these = self._holding(connection, self._some, self._some_matching, [term], shelves)
+            if len(connection.execute(few, these).all()) < POOL:
+                terms = (term,)
+                break
+        statement, these = self._holding(connection, self._newest, self._newest_matching, terms, shelves)
+        return statement, {**bound, **these}
 
     def _holding(
-        self, connection: Connection, terms: Sequence[str], shelves: Sequence[int | str]
-    ) -> ColumnElement[bool]:
-        """Rows of the index with all these terms on one of the shelves."""
+        self,
+        connection: Connection,
+        statement: Select[Any],
+        matching: Select[Any],
+        terms: Sequence[str],
+        shelves: Sequence[int | str],
+    ) -> tuple[Select[Any], dict[str, str]]:
+        """The statement for rows of the index with all these terms on one of the shelves, and what is bound in it.
+
+        `matching` is the same for SQLite, where what to look for is bound.
+        """
         alternatives = [_on_shelf(shelf, terms) for shelf in shelves]
         if connection.dialect.name == "postgresql":
             array = type_coerce(self._terms.c.terms, postgresql.ARRAY(Text))
-            return or_(*(array.contains(each) for each in alternatives))
+            return statement.where(or_(*(array.contains(each) for each in alternatives))), {}
         expression = " OR ".join("({})".format(" AND ".join(f'"{term}"' for term in each)) for each in alternatives)
-        return literal_column(self._terms.name).op("MATCH", is_comparison=True)(expression)
+        return matching, {"matching": expression}
 
 
 def create_terms_table(connection: Connection, name: str, rows: str) -> None:
