@@ -86,9 +86,10 @@ class Store:
         """
         if self._migrated:
             return
+        failures: tuple[type[Exception], ...] = (*self._database.failures, CommandError)
         try:
             await anyio.to_thread.run_sync(self._database.migrate)  # Alembic reads files and blocks
-        except (*self._database.failures, CommandError) as error:
+        except failures as error:
             raise StoreError(type(error).__name__) from error
         self._migrated = True
 
