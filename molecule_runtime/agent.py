@@ -20,10 +20,12 @@ from typing import Any, Self
 from molecule_runtime import messages
 from molecule_runtime.delegation import Call, Delegator
 from molecule_runtime.inbox.delegations import DelegationRecord
+from molecule_runtime.memory import Committed
 from molecule_runtime.peers import PeerView
 from molecule_runtime.runtime import Runtime, RuntimeThread
 from molecule_runtime.settings import Settings
 from molecule_runtime.state import StateDir
+from molecule_runtime.wire.memories import MemoryRow, MemoryScope
 
 TURN_S = 60.0
 """How long `messages` waits at a time; only how often it looks again, no limit."""
@@ -201,6 +203,45 @@ class Agent:
             return [record for _, record in found]
 
         return await self._running.call(look)
+
+    async def remember(
+        self, content: str, scope: MemoryScope = MemoryScope.LOCAL, *, workspace_id: str | None = None
+    ) -> Committed:
+        """Commit a memory; one whose `is_stored` is False waits here and is stored, once, when the platform is back.
+
+        Raises:
+            InvalidArgument: it is blank or too long.
+            PlatformError: the platform does not take it.
+            LocalStateError: it cannot be kept here, and nothing was sent.
+        """
+
+        async def commit(runtime: Runtime) -> Committed:
+            return await (await runtime.route(workspace_id).memories()).commit(content, scope)
+
+        return await self._running.call(commit, to_the_end=True)
+
+    async def recall(
+        self, query: str = "", scope: MemoryScope | None = None, *, limit: int = 10, workspace_id: str | None = None
+    ) -> list[MemoryRow]:
+        """Memories of a scope, or all that may be read: best first for a query, else newest first.
+
+        Raises:
+            PlatformError
+        """
+
+        async def look(runtime: Runtime) -> list[MemoryRow]:
+            return await (await runtime.route(workspace_id).memories()).recall(query, scope, limit)
+
+        return await self._running.call(look)
+
+    async def forget(self, memory_id: str, *, workspace_id: str | None = None) -> None:
+        """Delete a memory that this agent committed, for good.
+
+        Raises:
+            MemoryUnknown: there is none of this id, or it is another's.
+            PlatformError, LocalStateError
+        """
+        await self._running.call(lambda runtime: runtime.forget_memory(memory_id, workspace_id), to_the_end=True)
 
     async def peers(self, query: str = "", *, workspace_id: str | None = None) -> list[PeerView]:
         """The other members of the team whose name or role holds `query`.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
@@ -20,6 +21,7 @@ from molecule_runtime.client import PlatformClient
 from molecule_runtime.clock import Clock, wait_for_event
 from molecule_runtime.errors import (
     BadReply,
+    InvalidArgument,
     JournalUnusable,
     MemoryUnknown,
     MoleculeError,
@@ -75,6 +77,7 @@ class Memories:
         self._clock = clock
         self._kicked = asyncio.Event()
         self._sending = asyncio.Lock()
+        self._in_hand: Counter[str] = Counter()
         self.waiting: tuple[PendingMemory, ...] = ()
         """What is to be stored when the platform is back; this and `refused` are for `runtime_status`."""
         self.refused: tuple[PendingMemory, ...] = ()
@@ -84,7 +87,7 @@ class Memories:
         """Remember something, by v1.
 
         Raises:
-            InvalidArgument: it is too long.
+            InvalidArgument: it is blank or too long.
             PlatformError: the platform does not take it.
             JournalUnusable: it cannot be kept here, and nothing was sent.
         """
@@ -101,21 +104,31 @@ class Memories:
 
     async def _commit(self, tool: str, arguments: Mapping[str, Any]) -> Committed:
         given = {**arguments, "content": well_formed(str(arguments["content"]))}
+        if not given["content"].strip():
+            raise InvalidArgument(argument="content", reason="it must not be blank")
         check_length("content", given["content"])
         memory = PendingMemory(str(uuid.uuid4()), tool, given, self._clock.now().timestamp())
         records = self._journal.memories
         memory = replace(memory, memory_id=await self._journal.off_loop(records.begin, memory))
+        is_left = True
+        self._in_hand[memory.memory_id] += 1
         try:
             stored = await self._send(memory)
         except (Unreachable, Unavailable) as away:
             log.info("memory.queued", error=type(away).__name__)
             await self._look()
-            self._kicked.set()
             return Committed(memory.memory_id, is_stored=False)
         except MoleculeError:
             await self._journal.off_loop(records.stored, memory.memory_id)
+            is_left = False
             raise
-        await self._journal.off_loop(records.stored, memory.memory_id)
+        else:
+            await self._journal.off_loop(records.stored, memory.memory_id)
+            is_left = False
+        finally:
+            self._in_hand -= Counter((memory.memory_id,))  # drops what is not counted any more
+            if is_left:
+                self._kicked.set()
         self._on_change()
         return stored
 
@@ -193,6 +206,8 @@ class Memories:
         await self._look()
         left, failures = False, 0
         for memory in await self._journal.off_loop(self._journal.memories.waiting):
+            if memory.memory_id in self._in_hand:  # a call sends it right now
+                continue
             async with self._sending:
                 failed = await self._send_later(memory)
             if failed is None:

@@ -24,8 +24,10 @@ from molecule_runtime import __version__
 from molecule_runtime.clock import Clock, SystemClock, wait_for_event
 from molecule_runtime.delegation import Call, Delegator
 from molecule_runtime.errors import (
+    CallerError,
     InvalidArgument,
     LocalStateError,
+    MemoryUnknown,
     MessageUnknown,
     MoleculeError,
     Problem,
@@ -221,6 +223,28 @@ class Runtime:
     async def inbox_changed(self, since: int | None) -> int:
         """Wait until a message came, was given back or was handled here; what to pass the next time. None: at once."""
         return await self._arrivals.after(since)
+
+    async def forget_memory(self, memory_id: str, workspace_id: str | None) -> None:
+        """Delete a memory of the named workspace, or of whichever of several wrote it.
+
+        Raises:
+            MemoryUnknown: none of them has it.
+            PlatformError: one of them cannot be asked, and no other has it.
+            LocalStateError
+        """
+        failed: MoleculeError = MemoryUnknown(memory_id=memory_id)
+        for workspace in self.chosen(workspace_id):
+            try:
+                await (await workspace.memories()).forget(memory_id)
+            except MemoryUnknown:
+                continue
+            except (CallerError, LocalStateError):
+                raise
+            except MoleculeError as error:
+                failed = error
+                continue
+            return
+        raise failed
 
     async def memories_changed(self, since: int | None) -> int:
         """Wait until this process has stored or forgotten a memory; `since` as in `inbox_changed`."""

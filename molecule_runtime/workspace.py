@@ -282,7 +282,8 @@ class Workspace:
             found.append(
                 Problem(
                     "memory.waiting",
-                    f"{len(self._memories.waiting)} memories are not stored on the platform yet; they are kept here.",
+                    f"Not stored on the platform yet, and kept here until then: {len(self._memories.waiting)} of the"
+                    " memories committed here.",
                     "Nothing is lost: they are stored, once, when the platform takes them.",
                 )
             )

@@ -10,7 +10,6 @@ from pydantic import AfterValidator, Field
 from molecule_mcp.tools._base import Arguments, Hints, Tool, ToolContext
 from molecule_mcp.tools.inbox import NonBlank
 from molecule_mcp.tools.messages import MAX_RESULT_BYTES, _time_text
-from molecule_runtime.errors import CallerError, LocalStateError, MemoryUnknown, MoleculeError
 from molecule_runtime.memory import MAX_RECALLED, Committed
 from molecule_runtime.runtime import Runtime
 from molecule_runtime.settings import ToolSet
@@ -101,7 +100,8 @@ async def recall_memory(context: ToolContext, args: RecallArguments) -> dict[str
 
 
 async def forget_memory(context: ToolContext, args: ForgetArguments) -> dict[str, Any]:
-    await context.bridge.call(lambda runtime: _forget(runtime, context, args.memory_id.strip()), to_the_end=True)
+    memory_id = args.memory_id.strip()
+    await context.bridge.call(lambda runtime: runtime.forget_memory(memory_id, context.workspace_id), to_the_end=True)
     return {"forgotten": True}
 
 
@@ -149,23 +149,6 @@ async def _ask(context: ToolContext, tool: str, arguments: dict[str, Any]) -> An
         return await (await runtime.route(context.workspace_id).memories()).ask(tool, arguments)
 
     return await context.bridge.call(ask)
-
-
-async def _forget(runtime: Runtime, context: ToolContext, memory_id: str) -> None:
-    """From the named workspace, or from whichever of several wrote it."""
-    failed: MoleculeError = MemoryUnknown(memory_id=memory_id)
-    for workspace in runtime.chosen(context.workspace_id):
-        try:
-            await (await workspace.memories()).forget(memory_id)
-        except MemoryUnknown:
-            continue
-        except (CallerError, LocalStateError):
-            raise
-        except MoleculeError as error:
-            failed = error
-            continue
-        return
-    raise failed
 
 
 def _committed(done: Committed) -> dict[str, Any]:

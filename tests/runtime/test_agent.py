@@ -11,7 +11,15 @@ import anyio
 import pytest
 
 from molecule_runtime import Agent, Settings
-from molecule_runtime.errors import AttachmentRefused, MessageUnknown, StateDirUnwritable, Unreachable
+from molecule_runtime.errors import (
+    AttachmentRefused,
+    InvalidArgument,
+    MemoryUnknown,
+    MessageUnknown,
+    StateDirUnwritable,
+    Unreachable,
+)
+from molecule_runtime.wire.memories import MemoryScope
 from molecule_runtime.wire.registry import WorkspaceStatus
 from tests.support.platform import PlatformProcess, eventually, no_platform
 from tests.support.uploads import drop
@@ -47,6 +55,22 @@ async def test_a_message_is_taken_answered_and_done(platform_process: PlatformPr
         assert workspace["inbox"] == {"new": 0, "leased": 0, "parked": 0, "files_pending": 0}
     said = [text for role, text in platform_process.chat(workspace_id) if role == "agent"]
     assert said == ["听得很清楚 ✅", "Anything else?"]
+
+
+async def test_an_agent_remembers_and_forgets(platform_process: PlatformProcess, tmp_path: Path) -> None:
+    """The same promises as the tools: stored when it says so, found by a word, gone for good."""
+    async with agent_of(platform_process.create_workspace("embedded"), tmp_path) as agent:
+        done = await agent.remember("潮汐表在抽屉里", MemoryScope.TEAM)
+        assert done.is_stored
+        (found,) = await agent.recall("抽屉")
+        assert (found.id, found.content, found.scope) == (done.id, "潮汐表在抽屉里", "TEAM")
+        assert await agent.recall(scope=MemoryScope.LOCAL) == []
+        await agent.forget(done.id)
+        assert await agent.recall() == []
+        with pytest.raises(MemoryUnknown):
+            await agent.forget(done.id)
+        with pytest.raises(InvalidArgument):
+            await agent.remember(" ")
 
 
 async def test_files_go_both_ways(platform_process: PlatformProcess, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -130,6 +131,27 @@ async def test_a_memory_at_which_the_platform_fails_keeps_back_no_other(memories
     route.mock(side_effect=lambda request: failing if b'"a"' in request.content else storing(request))
     async with running(memories.send_forever):
         await until(lambda: waiting(memories) == ids[:1])
+
+
+@respx.mock
+async def test_a_memory_that_a_call_is_sending_is_sent_by_nobody_else(memories: Memories) -> None:
+    """A platform that makes ids of its own would store it twice."""
+    let_go = asyncio.Event()
+    asked: list[str] = []
+
+    async def slowly(request: httpx.Request) -> httpx.Response:
+        asked.append(json.loads(request.content)["id"])
+        await let_go.wait()
+        return storing(request)
+
+    respx.post(MEMORIES).mock(side_effect=slowly)
+    committing = asyncio.create_task(memories.commit("a"))
+    await until(lambda: asked == waiting(memories) != [])
+    assert await memories._send_waiting() is False
+    let_go.set()
+    assert (await committing).is_stored
+    assert len(asked) == 1
+    assert waiting(memories) == []
 
 
 @respx.mock
