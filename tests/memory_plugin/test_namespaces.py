@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
 from datetime import timedelta
 from typing import Any
 
@@ -155,27 +154,6 @@ async def test_the_longest_name(plugin: Plugin) -> None:
     await plugin.write("deep", longest)
     assert await plugin.found("deep", longest) == ["deep"]
     assert (await put(plugin, longest + "x")).status_code == 400
-
-
-async def test_writes_beside_deletions_are_never_an_error(plugin: Plugin, database: Database) -> None:
-    """A write comes before the deletion or after it: it is confirmed, and gone or there (ours)."""
-
-    async def delete() -> None:
-        assert (await plugin.http.delete(f"/v1/namespaces/{TEAM}")).status_code in (204, 404)
-
-    for turn in range(6):
-        await plugin.write("first", TEAM)
-        async with anyio.create_task_group() as tasks:
-            for number in range(5):
-                tasks.start_soon(lambda text: plugin.write(text, TEAM, id=str(uuid.uuid4())), f"beside {turn} {number}")
-                if number == turn % 5:
-                    tasks.start_soon(delete)
-    assert await plugin.found("first", TEAM) == []
-    there = len(await plugin.found(None, TEAM, limit=100))
-    await plugin.parts.sweeper.sweep_once()
-    assert left(database)[1:] == [there, there]
-    await plugin.write("last", TEAM)
-    assert await plugin.found("last", TEAM) == ["last"]
 
 
 async def test_a_deletion_waits_for_the_write_that_has_begun(

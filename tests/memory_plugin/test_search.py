@@ -6,6 +6,7 @@ import uuid
 from collections.abc import AsyncIterator
 from typing import Any
 
+import anyio
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -197,6 +198,15 @@ async def test_no_query_is_an_error(both: tuple[Plugin, Plugin]) -> None:
     for plugin in both:
         reply = await plugin.http.post("/v1/search", content=raw)
         assert reply.status_code == 200, reply.text
+
+
+async def test_brackets_in_brackets_are_looked_for_in_good_time(plugin: Plugin) -> None:
+    """What is no word is looked for as it is, without going back at every character of a long text (ours)."""
+    for _ in range(3):
+        await plugin.write("(" * 131_072)
+    with anyio.fail_after(5):
+        assert await plugin.found("(" * 16_000 + ")") == []
+        assert len(await plugin.found("(" * 16_000)) == 3
 
 
 async def test_a_lone_surrogate_in_a_query_only_separates(plugin: Plugin) -> None:
