@@ -70,7 +70,7 @@ PLACES = {
     **_places(
         "platform",
         f"{PLUGIN}.",
-        {1: "config parent_pipe", 2: "store", 3: "namespaces memories", 4: "requests routes sweeper parts", 5: "app"},
+        {1: "config ending", 2: "store", 3: "namespaces memories", 4: "requests routes sweeper parts", 5: "app"},
     ),
     **_places(
         "agent",

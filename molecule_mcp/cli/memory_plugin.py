@@ -62,7 +62,7 @@ def _run(config: PluginConfig, *, parent_pipe: bool, as_json: bool) -> int:
         import uvloop
 
         from molecule_runtime.memory_plugin.app import serve
-        from molecule_runtime.memory_plugin.parent_pipe import end_with_the_parent
+        from molecule_runtime.memory_plugin.ending import end_in_time, end_with_the_parent
         from molecule_runtime.reference_platform.config import is_loopback
         from molecule_runtime.reference_platform.store.engine import StoreError, shown
     except ModuleNotFoundError as missing:
@@ -79,7 +79,7 @@ def _run(config: PluginConfig, *, parent_pipe: bool, as_json: bool) -> int:
         _output.complain(f"Listening on {config.host}: everyone who reaches it can read and change every memory.")
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(serve(config, on_ready=lambda url: _announce(url, as_json=as_json)))
+            runner.run(serve(config, on_ready=lambda url: _announce(url, as_json=as_json), on_end=end_in_time))
     except StoreError as error:
         _output.complain(
             f"The database {shown(config.database_url)} cannot be used: {error.reason}. Check --db or {DATABASE_URL}."

@@ -98,8 +98,16 @@ def _error(status: int, message: str) -> Response:
     return JSONResponse({"code": CODES.get(status, "bad_request"), "message": message}, status_code=status)
 
 
-async def serve(config: PluginConfig, *, on_ready: Callable[[str], None], clock: Clock | None = None) -> None:
+async def serve(
+    config: PluginConfig,
+    *,
+    on_ready: Callable[[str], None],
+    on_end: Callable[[], None] = lambda: None,
+    clock: Clock | None = None,
+) -> None:
     """Serve a plugin until SIGINT, SIGTERM or cancellation; call `on_ready(url)` once it answers.
+
+    `on_end` is called when the end begins.
 
     Raises:
         SettingsError: the address cannot be bound.
@@ -113,5 +121,6 @@ async def serve(config: PluginConfig, *, on_ready: Callable[[str], None], clock:
         port=config.port,
         prepare=app.state.parts.store.migrate,
         on_ready=on_ready,
+        on_end=on_end,
         shutdown_s=SHUTDOWN_S,
     )

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, bindparam, delete, exists, or_, select
+from sqlalchemy import ColumnElement, Connection, bindparam, delete, exists, func, or_, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from molecule_runtime.clock import Clock
@@ -36,7 +36,8 @@ _SHOWN = (
 _SELECT = select(*_SHOWN).join_from(records, namespaces, namespaces.c.no == _of.namespace_no)
 _BY_NUMBER = _SELECT.where(_of.no.in_(bindparam("numbers", expanding=True)))
 _NEWEST = (
-    _SELECT.where(_of.namespace_no == bindparam("namespace_no"), LASTING, OF_KIND)
+    select(_of.pin, _of.no)
+    .where(_of.namespace_no == bindparam("namespace_no"), LASTING, OF_KIND)
     .order_by(_of.pin.desc(), _of.no.desc())
     .limit(bindparam("limit"))
 )
@@ -162,28 +163,41 @@ def _search(
     bound = {"now": now, "kinds": sorted(kinds or MemoryKind)}
     if wanted is not None and numbers:
         hits = full_text.search(connection, wanted, numbers, limit=limit, bound=bound)
-        rows = {row.no: row for row in connection.execute(_BY_NUMBER, {"numbers": [hit.no for hit in hits]})}
-        return [_memory(rows[hit.no], hit.score) for hit in hits]
-    return [_memory(row) for row in _newest(connection, numbers, query, bound, limit)]
+        return _shown(connection, [(hit.no, hit.score) for hit in hits])
+    return _shown(connection, [(no, None) for no in _newest(connection, numbers, query, bound, limit)])
+
+
+def _shown(connection: Connection, chosen: Sequence[tuple[int, float | None]]) -> list[PluginMemory]:
+    """Memories by their numbers, in this order, with these scores."""
+    rows = {row.no: row for row in connection.execute(_BY_NUMBER, {"numbers": [no for no, _ in chosen]})}
+    return [_memory(rows[no], score) for no, score in chosen]
 
 
 def _newest(
     connection: Connection, numbers: Sequence[int], text: str, bound: Mapping[str, Any], limit: int
-) -> list[Row[Any]]:
-    """Pinned first, then newest: the first of each namespace, read in the order of the index, and then of all."""
-    statement = _NEWEST.where(_holds(text)) if text else _NEWEST
-    found: list[Row[Any]] = []
+) -> list[int]:
+    """Numbers, pinned first, then newest: the first of each namespace, in the order of the index, and then of all.
+
+    Their texts are not read: 100 namespaces may have 100 candidates of 128 KiB each.
+    """
+    statement = _NEWEST.where(_holds(text, connection.dialect.name)) if text else _NEWEST
+    found: list[tuple[bool, int]] = []
     for number in numbers:
-        found += connection.execute(statement, {**bound, "namespace_no": number, "limit": limit})
-    return sorted(found, key=lambda row: (row.pin, row.no), reverse=True)[:limit]
+        rows = connection.execute(statement, {**bound, "namespace_no": number, "limit": limit})
+        found += [(pin, no) for pin, no in rows]
+    return [no for _, no in sorted(found, reverse=True)[:limit]]
 
 
-def _holds(text: str) -> ColumnElement[bool]:
-    """The text is in the content, in either case if it is a letter: SQLite ignores that of ASCII, PostgreSQL none."""
-    return or_(*(_of.content.contains(each, autoescape=True) for each in dict.fromkeys((text, text.swapcase()))))
+def _holds(text: str, dialect: str) -> ColumnElement[bool]:
+    """The text is in the content, in either case if it is a letter.
+
+    Not by LIKE, with which SQLite takes seconds for a long row of brackets in a longer one.
+    """
+    position = func.strpos if dialect == "postgresql" else func.instr
+    return or_(*(position(_of.content, each) > 0 for each in dict.fromkeys((text, text.swapcase()))))
 
 
-def _memory(row: Any, score: float | None = None) -> PluginMemory:
+def _memory(row: Any, score: float | None) -> PluginMemory:
     return PluginMemory.model_construct(**row._mapping, score=score)
 
 

@@ -72,6 +72,7 @@ def is_live(now: datetime | ColumnElement[datetime]) -> ColumnElement[bool]:
 _LIVE_NUMBERS = select(_of.no).where(
     _of.name.in_(bindparam("names", expanding=True)), is_live(bindparam("now", type_=UtcDateTime))
 )
+_LIVE_AND_KEPT = _LIVE_NUMBERS.with_for_update(read=True, key_share=True)  # SQLite has one writer at a time anyway
 
 
 def live_numbers(connection: Connection, names: Iterable[str], now: datetime) -> list[int]:
@@ -80,9 +81,12 @@ def live_numbers(connection: Connection, names: Iterable[str], now: datetime) ->
 
 
 def ensure(connection: Connection, name: str, now: datetime) -> int:
-    """The number of a namespace, which is made when there is none; its kind is then what its name begins with."""
-    for number in live_numbers(connection, [name], now):
-        return number
+    """The number of a namespace, which is made when there is none; its kind is then what its name begins with.
+
+    It stays until this transaction ends: whoever deletes it waits for what is written into it now.
+    """
+    for number in connection.execute(_LIVE_AND_KEPT, {"names": [name], "now": now}).scalars():
+        return int(number)
     begins = name.partition(":")[0]
     kind = NamespaceKind(begins) if begins in set(NamespaceKind) else NamespaceKind.CUSTOM
     _put(connection, name, kind, {}, now)

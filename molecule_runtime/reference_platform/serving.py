@@ -25,14 +25,15 @@ async def serve_app(
     port: int,
     prepare: Callable[[], Awaitable[None]],
     on_ready: Callable[[str], None],
+    on_end: Callable[[], None] = lambda: None,
     shutdown_s: int,
 ) -> None:
     """Serve until SIGINT, SIGTERM or cancellation; call `on_ready(url)` once it answers.
 
     `name` is who cannot listen when the address is taken. `prepare` runs when the address is ours and before the server
     starts, so that what it raises is raised here instead of being lost in the server's log. Port 0 lets the system
-    choose; the url names the chosen one. Uvicorn gives running requests `shutdown_s` seconds, leaves the app's lifespan
-    and then lets the signal take its usual effect.
+    choose; the url names the chosen one. `on_end` is called when the end begins. Uvicorn gives running requests
+    `shutdown_s` seconds, leaves the app's lifespan and then lets the signal take its usual effect.
 
     Raises:
         SettingsError: the address cannot be bound.
@@ -56,6 +57,7 @@ async def serve_app(
                 timeout_graceful_shutdown=shutdown_s,
             ),
             on_ready=lambda: on_ready(url),
+            on_end=on_end,
         )
         await _until_done(server, listener)
 
@@ -73,16 +75,21 @@ async def _until_done(server: uvicorn.Server, listener: socket.socket) -> None:
 
 
 class _Server(uvicorn.Server):
-    """A uvicorn server that says when it answers."""
+    """A uvicorn server that says when it answers, and when it begins to end."""
 
-    def __init__(self, config: uvicorn.Config, *, on_ready: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, *, on_ready: Callable[[], None], on_end: Callable[[], None]) -> None:
         super().__init__(config)
         self._on_ready = on_ready
+        self._on_end = on_end
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
             self._on_ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._on_end()
+        await super().shutdown(sockets)
 
 
 def _bind(name: str, host: str, port: int) -> socket.socket:

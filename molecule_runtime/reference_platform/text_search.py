@@ -19,8 +19,9 @@ from dataclasses import dataclass
 
 SHORTEST_PREFIX = 3
 """Letters that a word of a query needs to find longer words: two letters begin too many of them."""
-LONGEST_PREFIX = 12
-"""Letters of a word that the index knows; what a longer word of a query adds is judged on the text."""
+LONGEST_PREFIX = 32
+"""Letters of a word that the index knows; what a longer word of a query adds is judged on the text. Words of a language
+are shorter, and so are most ids, of which many may begin alike."""
 SATURATION = 1.2
 LENGTH_SHARE = 0.75
 """How the score grows with the occurrences and falls with the length of a text: k1 and b of BM25."""
@@ -37,14 +38,17 @@ _UNSPACED = (
     "\u3005-\u3007\u3041-\u309f\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff\U0001b000-\U0001b16f"  # kana
     "\u3105-\u312f\u31a0-\u31bf\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Bopomofo, Han
 )
+_ACCENTS = "\u0300-\u036f\u0483-\u0489\u1ab0-\u1aff\u1dc0-\u1dff"  # Latin, Greek, Cyrillic
 _MARKS = (  # combine with letters, and Python's \w leaves them out
-    "\u0300-\u036f\u0483-\u0489\u1ab0-\u1aff\u1dc0-\u1dff"  # Latin, Greek, Cyrillic
-    "\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7\u0610-\u061a\u064b-\u065f\u0670\u06d6-\u06ed"  # Hebrew, Arabic
+    _ACCENTS
+    + "\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7\u0610-\u061a\u064b-\u065f\u0670\u06d6-\u06ed"  # Hebrew, Arabic
     "\u0900-\u0963\u0966-\u0dff"  # the scripts of India, letters and all, without their full stops
 )
 _IN_A_WORD = rf"(?![{_UNSPACED}_])[\w{_MARKS}]"
 _PIECE = re.compile(rf"[{_UNSPACED}]+|(?:{_IN_A_WORD})+|[^\x00-\x7f\s]")
 _WORD_CHARACTER = re.compile(_IN_A_WORD)
+_LOOSE_ACCENTS = re.compile(rf"(?<!{_IN_A_WORD})[{_ACCENTS}]+")
+"""Those that stand on no letter: a composed text has them where the text had a symbol such as a macron of its own."""
 _FIRST_UNSPACED = re.compile(f"[{_UNSPACED}]")
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060\ufe00-\ufe0f\ufeff]+")
 """Soft hyphens, joiners and variation selectors: two texts that look alike find each other."""
@@ -58,7 +62,7 @@ def folded(text: str) -> str:
     caseless = composed.casefold()
     # Without case a letter may consist of two that compose anew.
     alike = caseless if caseless == composed else unicodedata.normalize("NFKC", caseless)
-    return _INVISIBLE.sub("", alike)
+    return _LOOSE_ACCENTS.sub("", _INVISIBLE.sub("", alike))
 
 
 def index_terms(text: str) -> set[str]:

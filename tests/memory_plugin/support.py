@@ -8,7 +8,6 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -76,31 +75,29 @@ async def running(config: PluginConfig, clock: Clock | None = None) -> AsyncIter
             yield Plugin(app, http)
 
 
-class PluginProcess:
-    """`molecule-mcp memory-plugin` on a free port, its stdin a pipe of ours."""
+def command(*options: str) -> list[str]:
+    """How the plugin is started."""
+    return [sys.executable, "-m", "molecule_mcp", "memory-plugin", *options]
 
-    def __init__(self, database: Path | str, *options: str) -> None:
-        command = [
-            sys.executable,
-            "-m",
-            "molecule_mcp",
-            "memory-plugin",
-            "--json",
-            "--port",
-            "0",
-            "--db",
-            str(database),
-        ]
+
+class PluginProcess:
+    """`molecule-mcp memory-plugin` on a free port, its stdin a pipe of ours; `env` are settings of it."""
+
+    def __init__(self, *options: str, **env: str) -> None:
         self.process = subprocess.Popen(
-            [*command, *options],
-            env=clean_env(),
+            command("--json", "--port", "0", *options),
+            env=clean_env(**env),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
             text=True,
         )
         assert self.process.stdout is not None
         self.url: str = json.loads(self.process.stdout.readline())["url"]
+
+    @property
+    def address(self) -> str:
+        return self.url.removeprefix("http://")
 
     def __enter__(self) -> Self:
         return self

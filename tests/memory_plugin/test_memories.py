@@ -65,7 +65,7 @@ async def test_nul_is_left_out_and_a_lone_surrogate_replaced(plugin: Plugin) -> 
     raw = b'{"content": "a\\u0000b \\ud83d c", "kind": "fact", "source": "agent", "propagation": {"k": "\\u0000"}}'
     reply = await plugin.http.post(f"/v1/namespaces/{HERE}/memories", content=raw)
     assert reply.status_code == 201
-    (memory,) = await plugin.search("ab")
+    (memory,) = await plugin.search("a\x00b")
     assert (memory["content"], memory["propagation"]) == ("ab \ufffd c", {"k": "\x00"})
 
 

@@ -247,3 +247,24 @@ def fill(database: Database, member: Member, count: int) -> None:
 def only(kind: str) -> pytest.MarkDecorator:
     """Run a test on one kind of database; say why beside it."""
     return pytest.mark.parametrize("database", [kind], indirect=True)
+
+
+def schema(database: Database) -> list[tuple[str, ...]]:
+    """All that makes up the database's schema, to be compared with another's of its kind."""
+    if database.kind == "sqlite":
+        return database.sql("SELECT name, type, sql FROM sqlite_master ORDER BY type, name")
+    return database.sql(
+        "SELECT table_name, column_name, data_type FROM information_schema.columns WHERE table_schema = 'public' "
+        "UNION ALL SELECT tablename, indexname, indexdef FROM pg_indexes WHERE schemaname = 'public' ORDER BY 1, 2"
+    )
+
+
+def tables(database: Database) -> set[str]:
+    """The names of its tables."""
+    if database.kind == "sqlite":
+        rows = database.sql(  # a full text index brings tables of its own, which are none of ours
+            "SELECT name FROM pragma_table_list WHERE type != 'shadow' AND schema = 'main' AND name NOT LIKE 'sqlite_%'"
+        )
+    else:
+        rows = database.sql("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+    return {name for (name,) in rows}

@@ -19,7 +19,7 @@ from molecule_runtime.reference_platform.config import PlatformConfig
 from molecule_runtime.reference_platform.store.engine import Store, StoreError
 from molecule_runtime.reference_platform.store.tables import metadata, workspaces
 
-from .support import Database, PostgresDatabase, SqliteFile, only, running, until
+from .support import Database, PostgresDatabase, SqliteFile, only, running, schema, tables, until
 
 NEWEST = [("0005",)]
 INSERT = (
@@ -45,25 +45,6 @@ def add(connection: Connection, name: str) -> None:
 
 def names(connection: Connection) -> list[str]:
     return list(connection.execute(select(workspaces.c.id).order_by(workspaces.c.id)).scalars())
-
-
-def schema(database: Database) -> list[tuple[str, ...]]:
-    if database.kind == "sqlite":
-        return database.sql("SELECT name, type, sql FROM sqlite_master ORDER BY type, name")
-    return database.sql(
-        "SELECT table_name, column_name, data_type FROM information_schema.columns WHERE table_schema = 'public' "
-        "UNION ALL SELECT tablename, indexname, indexdef FROM pg_indexes WHERE schemaname = 'public' ORDER BY 1, 2"
-    )
-
-
-def tables(database: Database) -> set[str]:
-    if database.kind == "sqlite":
-        rows = database.sql(  # a full text index brings tables of its own, which are none of ours
-            "SELECT name FROM pragma_table_list WHERE type != 'shadow' AND schema = 'main' AND name NOT LIKE 'sqlite_%'"
-        )
-    else:
-        rows = database.sql("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
-    return {name for (name,) in rows}
 
 
 @pytest.mark.unmigrated

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 import anyio.to_thread
+from alembic.util.exc import CommandError
 from sqlalchemy import Connection
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
@@ -80,13 +81,15 @@ class Store:
         """Bring the schema to the newest revision, once for each store; nothing happens when it is there already.
 
         Raises:
-            StoreError: the database cannot be opened or altered.
+            StoreError: the database cannot be opened or altered, or is not one that the revisions lead on from: a newer
+                program has made it.
         """
         if self._migrated:
             return
+        failures: tuple[type[Exception], ...] = (*self._database.failures, CommandError)
         try:
             await anyio.to_thread.run_sync(self._database.migrate)  # Alembic reads files and blocks
-        except self._database.failures as error:
+        except failures as error:
             raise StoreError(type(error).__name__) from error
         self._migrated = True
 
